@@ -1,0 +1,127 @@
+package fleet
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kind is the one classification of errors: it crosses RPC, becomes the HTTP
+// status in node/api and the exit code in node/cli.
+type Kind uint8
+
+// Kinds of errors. The numbers cross the wire: append only.
+const (
+	Other           Kind = 0  // not classified; shown as internal
+	Invalid         Kind = 1  // the request is malformed; do not retry it
+	NotFound        Kind = 2  // what it names does not exist
+	Conflict        Kind = 3  // what it creates exists, or changed meanwhile
+	Denied          Kind = 4  // known caller, not allowed
+	Unauthenticated Kind = 5  // the caller or its proof could not be verified
+	NoQuorum        Kind = 6  // nothing can be decided now; retry later
+	NotLeader       Kind = 7  // ask the leader; never shown to a person
+	Unavailable     Kind = 8  // this host cannot answer now; try another
+	Expired         Kind = 9  // a certificate, proof or activation ran out
+	Throttled       Kind = 10 // over a limit of rate or number; retry later
+	TooLarge        Kind = 11 // over a limit of size
+	Corrupt         Kind = 12 // bytes that should be ours are damaged
+	Unknown         Kind = 13 // the outcome is not known; retry with the same nonce
+)
+
+var kindNames = map[Kind]string{
+	Other: "internal", Invalid: "invalid", NotFound: "not found", Conflict: "conflict", Denied: "denied",
+	Unauthenticated: "unauthenticated", NoQuorum: "no quorum", NotLeader: "not leader", Unavailable: "unavailable",
+	Expired: "expired", Throttled: "throttled", TooLarge: "too large", Corrupt: "corrupt", Unknown: "unknown outcome",
+}
+
+func (k Kind) String() string {
+	if s, ok := kindNames[k]; ok {
+		return s
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Error is an error that a caller may see. Message is for a person and names
+// what was wrong; Hint says what to do. Code is SSM's name for the error where
+// SSM has one (for example "InvalidInstanceId") and else empty. Err is the
+// detail for logs; it does not cross a trust boundary.
+type Error struct {
+	Kind    Kind
+	Code    string
+	Message string
+	Hint    string
+	Err     error
+}
+
+func (e *Error) Error() string {
+	s := e.Message
+	if s == "" {
+		s = e.Kind.String()
+	}
+	if e.Err != nil {
+		if detail := e.Err.Error(); detail != "" {
+			s += ": " + detail
+		}
+	}
+	return s
+}
+
+// Unwrap gives the detail.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Errorf makes an error of a kind. A %w in the format becomes the detail as
+// well as part of the message.
+func Errorf(kind Kind, format string, args ...any) *Error {
+	wrapped := fmt.Errorf(format, args...)
+	return &Error{Kind: kind, Message: wrapped.Error(), Err: hide(errors.Unwrap(wrapped))}
+}
+
+// CodeErrorf is Errorf with SSM's name for the error.
+func CodeErrorf(kind Kind, code, format string, args ...any) *Error {
+	e := Errorf(kind, format, args...)
+	e.Code = code
+	return e
+}
+
+// WithHint sets what the reader should do.
+func (e *Error) WithHint(format string, args ...any) *Error {
+	e.Hint = fmt.Sprintf(format, args...)
+	return e
+}
+
+// KindOf is the kind of the first Error in err's chain; Other if there is none.
+func KindOf(err error) Kind {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	return Other
+}
+
+// HintOf is the hint of the first Error in err's chain that has one.
+func HintOf(err error) string {
+	for err != nil {
+		var e *Error
+		if !errors.As(err, &e) {
+			return ""
+		}
+		if e.Hint != "" {
+			return e.Hint
+		}
+		err = e.Err
+	}
+	return ""
+}
+
+// hide keeps a wrapped error reachable for errors.Is and As without printing
+// it twice: its text already stands in the message.
+func hide(err error) error {
+	if err == nil {
+		return nil
+	}
+	return hidden{err}
+}
+
+type hidden struct{ err error }
+
+func (h hidden) Error() string { return "" }
+func (h hidden) Unwrap() error { return h.err }

@@ -1,0 +1,270 @@
+package fleet
+
+// The operations that SSM does not have, in SSM's style: a request and a
+// result each, json tags as they travel. (SSM's own are in node/ssm.)
+
+// Instant is a time in requests and answers: seconds since the Unix epoch as a
+// JSON number, 0 for none.
+type Instant float64
+
+// InstantOf converts nanoseconds since the Unix epoch.
+func InstantOf(nanos int64) Instant { return Instant(float64(nanos/1000) / 1e6) }
+
+// Nanos converts back, to the microsecond.
+func (i Instant) Nanos() int64 { return int64(float64(i)*1e6+0.5) * 1000 }
+
+// What a host is to the quorum, as people read it.
+const (
+	RoleNameVoter    = "voter"
+	RoleNameEligible = "eligible" // holds a quorum certificate, does not vote
+	RoleNameAgent    = "agent"
+)
+
+// How a host seems, from its heartbeats.
+const (
+	PingOnline         = "Online"
+	PingConnectionLost = "ConnectionLost" // it was heard of, not lately
+	PingUnknown        = "Unknown"        // not heard of since the voters that answered started
+)
+
+// Warning is a thing that is wrong, or will be, with what to do about it.
+type Warning struct {
+	Code    string `json:"Code"`    // one word, stable
+	Message string `json:"Message"` // for a person
+	Remedy  string `json:"Remedy"`  // a command to type, or what to change
+}
+
+// LabelFilter keeps the nodes whose label has one of the values; any value
+// when there are none.
+type LabelFilter struct {
+	Key    string   `json:"Key"`
+	Values []string `json:"Values,omitempty"`
+}
+
+// DescribeNodesRequest asks for a page of nodes, by ID. Filters are joined by
+// AND.
+type DescribeNodesRequest struct {
+	Nodes      []string      `json:"Nodes,omitempty"`  // IDs or names; one that matches nothing is an error
+	Labels     []LabelFilter `json:"Labels,omitempty"` // at most 20
+	PingStatus []string      `json:"PingStatus,omitempty"`
+	MaxResults int           `json:"MaxResults,omitempty"` // 1 to 1000, default 1000
+	NextToken  string        `json:"NextToken,omitempty"`
+}
+
+// DescribeNodesResult is a page of nodes.
+type DescribeNodesResult struct {
+	Nodes     []NodeView `json:"Nodes"`
+	NextToken string     `json:"NextToken,omitempty"`
+}
+
+// NodeView is one host: what was decided about it and what was said lately.
+type NodeView struct {
+	InstanceId   NodeID            `json:"InstanceId"`
+	Name         string            `json:"Name"`
+	PublicKey    []byte            `json:"PublicKey"` // agent key; the ID is derived from it
+	Address      string            `json:"Address"`
+	Labels       map[string]string `json:"Labels,omitempty"`
+	Role         string            `json:"Role"`
+	Leader       bool              `json:"Leader,omitempty"`
+	PingStatus   string            `json:"PingStatus"`
+	LastPing     Instant           `json:"LastPing,omitempty"`
+	AgentVersion string            `json:"AgentVersion,omitempty"`
+	ActivationId ActivationID      `json:"ActivationId,omitempty"`
+	Enrolled     Instant           `json:"Enrolled"`
+	Warnings     []string          `json:"Warnings,omitempty"`
+}
+
+// DescribeQuorumRequest has no members.
+type DescribeQuorumRequest struct{}
+
+// DescribeQuorumResult is who decides, and how well.
+type DescribeQuorumResult struct {
+	Leader       NodeID         `json:"Leader,omitempty"` // none while there is no leader
+	Threshold    int            `json:"Threshold"`        // signatures that a ticket needs
+	TrustVersion uint32         `json:"TrustVersion"`
+	TrustEpoch   uint32         `json:"TrustEpoch"`
+	Members      []QuorumMember `json:"Members"`
+}
+
+// QuorumMember is one voter or eligible host.
+type QuorumMember struct {
+	InstanceId   NodeID `json:"InstanceId"`
+	Name         string `json:"Name"`
+	Address      string `json:"Address"`
+	Role         string `json:"Role"`
+	Leader       bool   `json:"Leader,omitempty"`
+	Reachable    bool   `json:"Reachable"`
+	AppliedIndex uint64 `json:"AppliedIndex"`
+	Fingerprint  string `json:"Fingerprint,omitempty"` // of its quorum key
+}
+
+// GetStatusRequest has no members.
+type GetStatusRequest struct{}
+
+// GetStatusResult is the fleet on one screen.
+type GetStatusResult struct {
+	FleetId      ID             `json:"FleetId"`
+	Name         string         `json:"Name"`
+	Time         Instant        `json:"Time"` // of the host that answered
+	Answered     NodeID         `json:"Answered"`
+	Version      string         `json:"Version"` // of the host that answered
+	Leader       NodeID         `json:"Leader,omitempty"`
+	LeaderName   string         `json:"LeaderName,omitempty"`
+	Voters       int            `json:"Voters"`
+	Reachable    int            `json:"Reachable"` // of the voters
+	Threshold    int            `json:"Threshold"`
+	TrustVersion uint32         `json:"TrustVersion"`
+	Nodes        int            `json:"Nodes"`
+	PingStatus   map[string]int `json:"PingStatus"` // nodes by state
+	OpenCommands int            `json:"OpenCommands"`
+	Warnings     []Warning      `json:"Warnings,omitempty"`
+}
+
+// WatchCommandRequest asks for the course of one command as server-sent
+// events, from its present state on, until it ended.
+type WatchCommandRequest struct {
+	CommandId CommandID `json:"CommandId"`
+
+	// Output is whether events of final states carry output.
+	Output bool `json:"Output,omitempty"`
+}
+
+// MaxEventOutput is how much of one stream a WatchEvent carries, in bytes.
+const MaxEventOutput = 48 << 10
+
+// WatchEvent is one event of WatchCommand: exactly one member is set.
+type WatchEvent struct {
+	Invocation *InvocationEvent `json:"Invocation,omitempty"` // a target changed
+	Command    *CommandEvent    `json:"Command,omitempty"`    // the counters changed; Ended in the last event
+}
+
+// InvocationEvent is the new state of one target.
+type InvocationEvent struct {
+	InstanceId    NodeID     `json:"InstanceId"`
+	Name          string     `json:"Name"`
+	Status        string     `json:"Status"`
+	StatusDetails string     `json:"StatusDetails"`
+	ResponseCode  int        `json:"ResponseCode"`
+	Reason        string     `json:"Reason,omitempty"`
+	Started       Instant    `json:"Started,omitempty"`
+	Ended         Instant    `json:"Ended,omitempty"`
+	Final         bool       `json:"Final,omitempty"`
+	Stdout        OutputText `json:"Stdout"`
+	Stderr        OutputText `json:"Stderr"`
+	OutputError   string     `json:"OutputError,omitempty"` // why the output is not here
+}
+
+// OutputText is the beginning of what one stream of one host wrote.
+type OutputText struct {
+	Text      string `json:"Text,omitempty"`  // when it is UTF-8
+	Bytes     []byte `json:"Bytes,omitempty"` // when it is not
+	Total     uint64 `json:"Total,omitempty"` // bytes written
+	Truncated bool   `json:"Truncated,omitempty"`
+}
+
+// CommandEvent counts the targets of a command.
+type CommandEvent struct {
+	CommandId             CommandID `json:"CommandId"`
+	Status                string    `json:"Status"`
+	StatusDetails         string    `json:"StatusDetails"`
+	TargetCount           int       `json:"TargetCount"`
+	CompletedCount        int       `json:"CompletedCount"`
+	SuccessCount          int       `json:"SuccessCount"`
+	ErrorCount            int       `json:"ErrorCount"`
+	DeliveryTimedOutCount int       `json:"DeliveryTimedOutCount"`
+	InProgressCount       int       `json:"InProgressCount"`
+	Ended                 bool      `json:"Ended,omitempty"`
+}
+
+// Streams of GetCommandOutput.
+const (
+	StreamStdout = "stdout"
+	StreamStderr = "stderr"
+)
+
+// GetCommandOutputRequest asks for the bytes of one stream of one step of one
+// node, all that were kept. The answer is not JSON.
+type GetCommandOutputRequest struct {
+	CommandId  CommandID `json:"CommandId"`
+	InstanceId NodeID    `json:"InstanceId"`
+	StepName   string    `json:"StepName,omitempty"` // needed when there are several
+	Stream     string    `json:"Stream,omitempty"`   // default stdout
+}
+
+// GetTrustRequest has no members.
+type GetTrustRequest struct{}
+
+// GetTrustResult is what the root key must see before it signs the next version.
+type GetTrustResult struct {
+	Trust           []byte   `json:"Trust"` // trust.json as signed
+	RootCertificate []byte   `json:"RootCertificate"`
+	Eligible        []NodeID `json:"Eligible"`
+}
+
+// GetCandidateRequest asks a host for its request to become a voter.
+type GetCandidateRequest struct {
+	InstanceId NodeID `json:"InstanceId"`
+}
+
+// GetCandidateResult is the request, signed by the host.
+type GetCandidateResult struct {
+	Candidate []byte `json:"Candidate"`
+}
+
+// NewVoter is one candidate with what the root key signed for it.
+type NewVoter struct {
+	InstanceId        NodeID `json:"InstanceId"`
+	QuorumCertificate []byte `json:"QuorumCertificate"`
+	IssuerCertificate []byte `json:"IssuerCertificate"`
+}
+
+// AddVotersRequest makes hosts eligible and, with the next version of
+// trust.json, voters.
+type AddVotersRequest struct {
+	Candidates []NewVoter `json:"Candidates"`
+	Trust      []byte     `json:"Trust,omitempty"` // absent: the candidates stay eligible
+}
+
+// AddVotersResult says who votes now.
+type AddVotersResult struct {
+	Voters   []NodeID `json:"Voters"`
+	Eligible []NodeID `json:"Eligible,omitempty"`
+}
+
+// LocalStatus is what one host says of itself to whoever may open its socket.
+type LocalStatus struct {
+	Version         string    `json:"Version"`
+	FleetId         ID        `json:"FleetId"`
+	FleetName       string    `json:"FleetName"`
+	InstanceId      NodeID    `json:"InstanceId"`
+	Name            string    `json:"Name"`
+	Role            string    `json:"Role"`
+	DataDir         string    `json:"DataDir"`
+	Address         string    `json:"Address"` // where others reach it
+	Leader          NodeID    `json:"Leader,omitempty"`
+	QuorumReachable bool      `json:"QuorumReachable"`
+	HeartbeatAge    float64   `json:"HeartbeatAge"` // seconds since a voter answered one; negative for never
+	RingAlive       int       `json:"RingAlive"`    // members that gossip believes alive, itself included
+	OpenInvocations int       `json:"OpenInvocations"`
+	Warnings        []Warning `json:"Warnings,omitempty"`
+
+	// Candidate is the fingerprint of the quorum key that this host offers:
+	// compare it with what "fleet quorum add" shows. Empty on a voter.
+	Candidate string `json:"Candidate,omitempty"`
+}
+
+// LocalNodes is a host's own copy of the fleet's list, with its age.
+type LocalNodes struct {
+	AsOf  Instant     `json:"AsOf"` // when a voter last confirmed it; 0 for never
+	Nodes []LocalNode `json:"Nodes"`
+}
+
+// LocalNode is one host in it.
+type LocalNode struct {
+	InstanceId NodeID            `json:"InstanceId"`
+	Name       string            `json:"Name"`
+	Labels     map[string]string `json:"Labels,omitempty"`
+	Address    string            `json:"Address,omitempty"`
+	Role       string            `json:"Role,omitempty"`
+	Gossip     string            `json:"Gossip,omitempty"` // alive, suspect, dead or "" for not in the ring: a hint
+}
