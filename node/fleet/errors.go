@@ -72,7 +72,11 @@ func (e *Error) Unwrap() error { return e.Err }
 // well as part of the message.
 func Errorf(kind Kind, format string, args ...any) *Error {
 	wrapped := fmt.Errorf(format, args...)
-	return &Error{Kind: kind, Message: wrapped.Error(), Err: hide(errors.Unwrap(wrapped))}
+	detail := errors.Unwrap(wrapped)
+	if _, several := wrapped.(interface{ Unwrap() []error }); several { // of more than one %w
+		detail = wrapped
+	}
+	return &Error{Kind: kind, Message: wrapped.Error(), Err: hide(detail)}
 }
 
 // CodeErrorf is Errorf with SSM's name for the error.
@@ -97,17 +101,20 @@ func KindOf(err error) Kind {
 	return Other
 }
 
-// HintOf is the hint of the first Error in err's chain that has one.
+// HintOf is the hint of the first Error in err's tree that has one.
 func HintOf(err error) string {
-	for err != nil {
-		var e *Error
-		if !errors.As(err, &e) {
-			return ""
+	if e, ok := err.(*Error); ok && e.Hint != "" { //nolint:errorlint // the walk below unwraps
+		return e.Hint
+	}
+	switch e := err.(type) { //nolint:errorlint // as above
+	case interface{ Unwrap() error }:
+		return HintOf(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			if hint := HintOf(err); hint != "" {
+				return hint
+			}
 		}
-		if e.Hint != "" {
-			return e.Hint
-		}
-		err = e.Err
 	}
 	return ""
 }

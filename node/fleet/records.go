@@ -1,5 +1,7 @@
 package fleet
 
+import "fmt"
+
 // Node is the decided row of one enrolled host.
 type Node struct {
 	ID   NodeID    `msgpack:"i"`
@@ -154,7 +156,12 @@ func (s InvocationState) Status() string { return states[s].status }
 // Details is SSM's StatusDetails; "Interrupted" is ours.
 func (s InvocationState) Details() string { return states[s].details }
 
-func (s InvocationState) String() string { return states[s].details }
+func (s InvocationState) String() string {
+	if known, ok := states[s]; ok {
+		return known.details
+	}
+	return fmt.Sprintf("state(%d)", uint8(s))
+}
 
 // Valid reports whether s is one of the states above.
 func (s InvocationState) Valid() bool { _, ok := states[s]; return ok }

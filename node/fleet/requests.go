@@ -1,5 +1,7 @@
 package fleet
 
+import "math"
+
 // The operations that SSM does not have, in SSM's style: a request and a
 // result each, json tags as they travel. (SSM's own are in node/ssm.)
 
@@ -11,7 +13,7 @@ type Instant float64
 func InstantOf(nanos int64) Instant { return Instant(float64(nanos/1000) / 1e6) }
 
 // Nanos converts back, to the microsecond.
-func (i Instant) Nanos() int64 { return int64(float64(i)*1e6+0.5) * 1000 }
+func (i Instant) Nanos() int64 { return int64(math.Round(float64(i)*1e6)) * 1000 }
 
 // What a host is to the quorum, as people read it.
 const (
@@ -49,6 +51,10 @@ type DescribeNodesRequest struct {
 	PingStatus []string      `json:"PingStatus,omitempty"`
 	MaxResults int           `json:"MaxResults,omitempty"` // 1 to 1000, default 1000
 	NextToken  string        `json:"NextToken,omitempty"`
+
+	// Brief leaves out what was said lately (role, leader, ping, version,
+	// warnings), for which the voters would be asked. It excludes PingStatus.
+	Brief bool `json:"Brief,omitempty"`
 }
 
 // DescribeNodesResult is a page of nodes.

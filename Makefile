@@ -1,0 +1,68 @@
+# fleet: `make help` lists what there is.
+
+GO             ?= go
+BIN            := $(CURDIR)/bin
+TOOLS          := $(BIN)/tools
+VERSION        ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
+TEST_TIMEOUT   ?= 9m
+RACE_TIMEOUT   ?= 25m
+FUZZTIME       ?= 60s
+BENCH          ?= .
+BENCH_PACKAGES ?= ./node/devfleet/...
+
+# The linter's version is part of the source: another one finds other things.
+LINT_VERSION := v2.15.0
+LINT         ?= $(TOOLS)/golangci-lint-$(LINT_VERSION)
+
+# One static binary; the same source gives the same bytes in any directory.
+export CGO_ENABLED ?= 0
+GOBUILD := $(GO) build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)"
+
+.DEFAULT_GOAL := build
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+.PHONY: build
+build: ## build bin/fleet
+	$(GOBUILD) -o $(BIN)/fleet .
+
+.PHONY: demo
+demo: build ## start five nodes on loopback and run a command on all (DEMO_ONCE=1 stops by itself)
+	FLEET=$(BIN)/fleet scripts/demo.sh
+
+.PHONY: test
+test: ## vet and test everything; under 10 minutes on 2 cores
+	$(GO) vet ./...
+	$(GO) test -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: test-race
+test-race: ## test everything under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout $(RACE_TIMEOUT) ./...
+
+.PHONY: test-faults
+test-faults: build ## real processes on loopback: kill -9 of the leader and of agents (ROUNDS=3)
+	scripts/faults.sh
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (default 60s each)
+	GO="$(GO)" FUZZTIME="$(FUZZTIME)" scripts/fuzz.sh
+
+.PHONY: bench
+bench: ## the figures of docs/performance.md
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m $(BENCH_PACKAGES)
+
+.PHONY: lint
+lint: $(LINT) ## golangci-lint, pinned; installed into bin/tools when absent
+	$(LINT) run ./...
+
+$(TOOLS)/golangci-lint-$(LINT_VERSION):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv $(TOOLS)/golangci-lint $@
+
+.PHONY: clean
+clean: ## remove bin and the test cache of this module
+	rm -rf $(BIN) coverage.out
+	$(GO) clean -testcache

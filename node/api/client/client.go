@@ -1,0 +1,399 @@
+// Package client speaks to the quorum for an operator: it finds a quorum host,
+// proves the operator's key once for the connection, signs every mutation, and
+// repeats what may be repeated.
+//
+// Invariants: nothing is sent before the host has shown a quorum certificate
+// of the fleet in the credential; a mutation is repeated only with the same
+// bytes and the same proof, so that the fleet does it once however often it
+// arrives; what a host answers is bounded. Not built on the standard library's
+// https support, because the certificates name nodes instead of DNS names and
+// the proof must be bound to the TLS connection before HTTP begins.
+//
+// The package also holds what both sides of the connection must agree on: the
+// preamble and the form of errors.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"fleet/node/authz"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/transport"
+)
+
+const (
+	// ProofHeader carries the proof of a mutation, in base64url.
+	ProofHeader = "Fleet-Proof"
+
+	// ConsistencyHeader with the value ConsistencyStale asks a read to answer
+	// from the memory of the host that was asked, also without a quorum. Without
+	// it a read covers every write that was acknowledged before it began.
+	ConsistencyHeader = "Fleet-Consistency"
+	ConsistencyStale  = "stale"
+
+	// PathPrefix comes before the name of the operation.
+	PathPrefix = "/v1/"
+
+	dialTimeout      = 5 * time.Second  // for one address
+	defaultTimeout   = 20 * time.Second // for one call, repeats included
+	firstBackoff     = 100 * time.Millisecond
+	longestBackoff   = 2 * time.Second
+	longestOperation = 3 * time.Minute // AddVoters waits for logs to be copied
+	maxAnswer        = 8 << 20
+	maxError         = 64 << 10
+)
+
+// Options change how a Client works; the zero value is right for most.
+type Options struct {
+	// Addresses replace those of the credential.
+	Addresses []string
+
+	// Dial opens connections; nil is the system's.
+	Dial transport.DialFunc
+
+	// Now is the clock for certificates and proofs; nil is time.Now.
+	Now func() time.Time
+
+	// Timeout bounds a call, repeats included, whose context has no deadline;
+	// 0 is 20 s.
+	Timeout time.Duration
+
+	// Stale makes reads answer without asking the quorum.
+	Stale bool
+}
+
+// Client speaks to one fleet as one operator. Its methods may be called from
+// any goroutine.
+type Client struct {
+	cred identity.Credential
+	opts Options
+	http *http.Client
+
+	mu        sync.Mutex // guards what follows
+	addresses []string   // the one that answered last comes first
+	node      fleet.NodeID
+}
+
+// Open connects to a quorum host. Its errors list what each address said.
+func Open(ctx context.Context, cred identity.Credential, opts Options) (*Client, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Timeout == 0 {
+		opts.Timeout = defaultTimeout
+	}
+	if opts.Dial == nil {
+		opts.Dial = new(net.Dialer).DialContext
+	}
+	c := &Client{cred: cred, opts: opts, addresses: slices.Clone(cred.Addresses)}
+	if len(opts.Addresses) > 0 {
+		c.addresses = slices.Clone(opts.Addresses)
+	}
+	if len(c.addresses) == 0 {
+		return nil, fleet.Errorf(fleet.Invalid, "the credential of %s names no address", cred.Operator).
+			WithHint("name a quorum host: --connect IP:PORT or FLEET_ADDRESS")
+	}
+	rand.Shuffle(len(c.addresses), func(i, j int) { c.addresses[i], c.addresses[j] = c.addresses[j], c.addresses[i] })
+
+	// The connection that is opened here is the first that HTTP will use:
+	// errors of reaching anybody are found before a request is made.
+	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
+	defer cancel()
+	first, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ready := make(chan net.Conn, 1)
+	ready <- first
+	c.http = &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			select {
+			case conn := <-ready:
+				return conn, nil
+			default:
+				return c.dial(ctx)
+			}
+		},
+		DisableCompression:  true,
+		MaxConnsPerHost:     8,
+		MaxIdleConnsPerHost: 2,
+		IdleConnTimeout:     time.Minute,
+		// A request answers within its operation's timeout; a stream begins at once.
+		ResponseHeaderTimeout: longestOperation,
+	}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return c, nil
+}
+
+// Close closes the connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Fleet is the ID of the fleet that is spoken to.
+func (c *Client) Fleet() fleet.ID { return c.cred.Fleet }
+
+// FleetName is its name.
+func (c *Client) FleetName() string { return c.cred.Name }
+
+// Operator is who speaks.
+func (c *Client) Operator() fleet.OperatorName { return c.cred.Operator }
+
+// Node is the quorum host that answered last.
+func (c *Client) Node() fleet.NodeID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.node
+}
+
+// dial tries the addresses in order until one answers and accepts the operator.
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	c.mu.Lock()
+	addresses := slices.Clone(c.addresses)
+	c.mu.Unlock()
+	var failures []dialFailure
+	for _, addr := range addresses {
+		conn, node, err := c.dialOne(ctx, addr)
+		if err == nil {
+			c.prefer(addr, node)
+			return conn, nil
+		}
+		failures = append(failures, dialFailure{addr, err})
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, c.noneAnswered(failures)
+}
+
+func (c *Client) dialOne(ctx context.Context, addr string) (net.Conn, fleet.NodeID, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := transport.DialAPI(ctx, c.opts.Dial, addr, c.cred.Fleet, "", c.opts.Now)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := greet(ctx, conn, c.cred, c.opts.Now()); err != nil {
+		_ = conn.Close() // the other error is the one that matters
+		return nil, "", err
+	}
+	return conn, conn.Peer.Node, nil
+}
+
+// prefer makes addr the first to try.
+func (c *Client) prefer(addr string, node fleet.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.node = node
+	c.addresses = append([]string{addr}, slices.DeleteFunc(c.addresses, func(a string) bool { return a == addr })...)
+}
+
+// avoid drops the idle connections and makes the address that answered last
+// the last to try.
+func (c *Client) avoid() {
+	c.mu.Lock()
+	c.addresses = append(slices.Clone(c.addresses[1:]), c.addresses[0])
+	c.mu.Unlock()
+	c.http.CloseIdleConnections()
+}
+
+type dialFailure struct {
+	addr string
+	err  error
+}
+
+// noneAnswered is the one error for several addresses. What a host of the
+// fleet said about the operator counts more than that another was not reached.
+func (c *Client) noneAnswered(failures []dialFailure) error {
+	decided := func(k fleet.Kind) bool {
+		return k == fleet.Unauthenticated || k == fleet.Expired || k == fleet.Denied
+	}
+	var chosen *fleet.Error
+	for _, f := range failures {
+		var e *fleet.Error
+		if errors.As(f.err, &e) && decided(e.Kind) && chosen == nil {
+			chosen = e
+		}
+	}
+	var text strings.Builder
+	for _, f := range failures {
+		fmt.Fprintf(&text, "\n  %s: %s", f.addr, f.err)
+	}
+	if chosen != nil {
+		if len(failures) == 1 {
+			return fleet.Errorf(chosen.Kind, "%s: %s", failures[0].addr, failures[0].err).WithHint("%s", chosen.Hint)
+		}
+		return fleet.Errorf(chosen.Kind, "no quorum host of %s accepts %s:%s", c.cred.Name, c.cred.Operator, text.String()).
+			WithHint("%s", chosen.Hint)
+	}
+	e := fleet.Errorf(fleet.NoQuorum, "no quorum host of %s answers:%s", c.cred.Name, text.String())
+	return e.WithHint("check that the hosts run (fleet status on one of them) and that this machine may reach the port; " +
+		"other addresses: --connect IP:PORT")
+}
+
+// Call makes one request. resp may be nil; req nil is the empty request.
+// Mutations are signed; what may be repeated is repeated until the timeout:
+// reads always, mutations with the same proof.
+func (c *Client) Call(ctx context.Context, operation string, req, resp any) error {
+	op, ok := authz.Lookup(operation)
+	if !ok {
+		return fleet.Errorf(fleet.Invalid, "there is no operation %q", operation)
+	}
+	body, err := encode(req)
+	if err != nil {
+		return err
+	}
+	var proof []byte
+	if op.Class == authz.Signed {
+		if proof, err = c.sign(operation, body); err != nil {
+			return err
+		}
+	}
+	if _, bounded := ctx.Deadline(); !bounded {
+		timeout := c.opts.Timeout
+		if operation == "AddVoters" {
+			timeout = max(timeout, longestOperation)
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	answer, err := c.repeat(ctx, func() ([]byte, error) { return c.once(ctx, operation, body, proof) })
+	if err != nil {
+		return err
+	}
+	if resp == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, resp); err != nil {
+		return fmt.Errorf("answer of %s: %w", operation, err)
+	}
+	return nil
+}
+
+func encode(req any) ([]byte, error) {
+	if req == nil {
+		return []byte("{}"), nil
+	}
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encode %T: %w", req, err)
+	}
+	return body, nil
+}
+
+// sign makes the proof of one mutation.
+func (c *Client) sign(operation string, body []byte) ([]byte, error) {
+	nonce, err := newNonce()
+	if err != nil {
+		return nil, err
+	}
+	return identity.SignProof(c.cred.Key, identity.Proof{
+		Fleet: c.cred.Fleet, Operator: c.cred.Operator, Key: c.cred.Key.Public().ID(), Operation: operation,
+		Body: fleet.Sum(body), Nonce: nonce, NotAfter: c.opts.Now().Add(ProofValid).UnixNano(),
+	}), nil
+}
+
+// repeat calls f until it succeeds, fails for good or the time is up.
+func (c *Client) repeat(ctx context.Context, f func() ([]byte, error)) ([]byte, error) {
+	backoff := firstBackoff
+	var told error // the last error that says more than that time ran out
+	for {
+		answer, err := f()
+		if err == nil {
+			return answer, nil
+		}
+		if ctx.Err() == nil || told == nil {
+			told = err
+		}
+		if !again(err) || ctx.Err() != nil {
+			return nil, told
+		}
+		c.avoid()
+		wait := time.NewTimer(backoff/2 + rand.N(backoff/2))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return nil, told
+		}
+		backoff = min(2*backoff, longestBackoff)
+	}
+}
+
+// again reports whether the same request may succeed later or elsewhere.
+func again(err error) bool {
+	switch fleet.KindOf(err) {
+	case fleet.Unavailable, fleet.Unknown, fleet.NoQuorum, fleet.NotLeader:
+		return true
+	}
+	return false
+}
+
+func (c *Client) once(ctx context.Context, operation string, body, proof []byte) ([]byte, error) {
+	res, err := c.post(ctx, operation, body, proof)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close() //nolint:errcheck // nothing is written
+	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if err != nil {
+		return nil, fleet.Errorf(fleet.Unknown, "the connection ended in the answer: %w", err)
+	}
+	if len(answer) > maxAnswer {
+		return nil, fleet.Errorf(fleet.TooLarge, "the answer of %s is over %d bytes", operation, maxAnswer)
+	}
+	return answer, nil
+}
+
+// post sends one request and answers the response of a success.
+func (c *Client) post(ctx context.Context, operation string, body, proof []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://fleet"+PathPrefix+operation, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if c.opts.Stale {
+		req.Header.Set(ConsistencyHeader, ConsistencyStale)
+	}
+	if proof != nil {
+		req.Header.Set(ProofHeader, base64.RawURLEncoding.EncodeToString(proof))
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, sendError(ctx, err)
+	}
+	if res.StatusCode/100 != 2 {
+		defer res.Body.Close() //nolint:errcheck // nothing is written
+		b, err := io.ReadAll(io.LimitReader(res.Body, maxError))
+		if err != nil {
+			return nil, fleet.Errorf(fleet.Unknown, "the connection ended in the answer: %w", err)
+		}
+		return nil, ParseError(res.StatusCode, b)
+	}
+	return res, nil
+}
+
+// sendError classifies what went wrong between sending and the answer.
+func sendError(ctx context.Context, err error) error {
+	var e *fleet.Error
+	if errors.As(err, &e) {
+		return e // of dial: nothing was sent
+	}
+	if ctx.Err() != nil {
+		return fleet.Errorf(fleet.Unknown, "no answer in time: %w", context.Cause(ctx)).
+			WithHint("the request may have been done: look before you repeat it")
+	}
+	return fleet.Errorf(fleet.Unknown, "the connection ended before the answer: %w", unwrapURL(err))
+}

@@ -1,0 +1,276 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"fleet/node/control"
+	"fleet/node/fleet"
+	"fleet/node/presence"
+	"fleet/node/ssm"
+	"fleet/raftfsm/state"
+)
+
+const (
+	maxNodesPage  = 1000
+	maxFilters    = 20
+	maxNodeFilter = 1000
+)
+
+// said is what was said lately about the fleet, beside what was decided.
+type said struct {
+	seen   map[fleet.NodeID]presence.Seen
+	quorum control.QuorumView
+	now    time.Time
+	lost   time.Duration
+}
+
+// ask asks the voters for what they have heard and who they are, both at once:
+// either may wait for a voter that does not answer.
+func (c *call) ask(ctx context.Context) (*said, error) {
+	s := &said{now: c.cfg.Now(), lost: c.cfg.Lost}
+	var err error
+	var both sync.WaitGroup
+	both.Go(func() { s.seen = c.cfg.Control.Presence(ctx) })
+	both.Go(func() { s.quorum, err = c.cfg.Control.Quorum(ctx) })
+	both.Wait()
+	return s, err
+}
+
+// ping is how a host seems.
+func (s *said) ping(id fleet.NodeID) string {
+	seen, ok := s.seen[id]
+	switch {
+	case !ok || seen.LastSeen.IsZero():
+		return fleet.PingUnknown
+	case s.now.Sub(seen.LastSeen) > s.lost:
+		return fleet.PingConnectionLost
+	}
+	return fleet.PingOnline
+}
+
+func (s *said) role(id fleet.NodeID) string {
+	for _, server := range s.quorum.Servers {
+		if server.ID == id {
+			if server.Voter {
+				return fleet.RoleNameVoter
+			}
+			return fleet.RoleNameEligible
+		}
+	}
+	return fleet.RoleNameAgent
+}
+
+func (s *said) view(n *fleet.Node) fleet.NodeView {
+	v := fleet.NodeView{
+		InstanceId: n.ID, Name: n.Name, PublicKey: n.Key[:], Address: n.Address, Labels: n.Labels,
+		Role: s.role(n.ID), Leader: s.quorum.Leader == n.ID, PingStatus: s.ping(n.ID),
+		ActivationId: n.Activation, Enrolled: fleet.InstantOf(n.Enrolled),
+	}
+	if seen, ok := s.seen[n.ID]; ok {
+		v.AgentVersion, v.Warnings = seen.Version, seen.Warnings
+		if !seen.LastSeen.IsZero() {
+			v.LastPing = fleet.InstantOf(seen.LastSeen.UnixNano())
+		}
+	}
+	return v
+}
+
+func nodeKey(n *fleet.Node) string { return string(n.ID) }
+
+func describeNodes(ctx context.Context, c *call, store *state.Store, req *fleet.DescribeNodesRequest) (*fleet.DescribeNodesResult, error) {
+	size, err := pageSize(req.MaxResults, 1, maxNodesPage)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := namedNodes(store, req.Nodes)
+	if err != nil {
+		return nil, err
+	}
+	if len(req.Labels) > maxFilters || len(req.PingStatus) > maxFilters {
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "more than %d filters of one kind", maxFilters)
+	}
+	if req.Brief && len(req.PingStatus) > 0 {
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "Brief and PingStatus exclude each other")
+	}
+	s := &said{}
+	if !req.Brief {
+		if s, err = c.ask(ctx); err != nil {
+			return nil, err
+		}
+	}
+	nodes = slices.DeleteFunc(nodes, func(n *fleet.Node) bool {
+		return !hasLabels(n, req.Labels) || len(req.PingStatus) > 0 && !slices.Contains(req.PingStatus, s.ping(n.ID))
+	})
+	page, next, err := pageOf(nodes, nodeKey, req.NextToken, size)
+	if err != nil {
+		return nil, err
+	}
+	result := &fleet.DescribeNodesResult{Nodes: make([]fleet.NodeView, 0, len(page)), NextToken: next}
+	for _, n := range page {
+		v := s.view(n)
+		if req.Brief {
+			v.Role, v.PingStatus = "", ""
+		}
+		result.Nodes = append(result.Nodes, v)
+	}
+	return result, nil
+}
+
+// namedNodes finds nodes by ID or name, in order of their IDs; all nodes when
+// none is named. A name finds all hosts that have it.
+func namedNodes(store *state.Store, names []string) ([]*fleet.Node, error) {
+	if len(names) == 0 {
+		return store.Nodes(), nil
+	}
+	if len(names) > maxNodeFilter {
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "%d names are over the limit of %d", len(names), maxNodeFilter)
+	}
+	found := map[fleet.NodeID]*fleet.Node{}
+	for _, name := range names {
+		var matches []*fleet.Node
+		if id, err := fleet.ParseNodeID(name); err == nil {
+			if n := store.Node(id); n != nil {
+				matches = append(matches, n)
+			}
+		} else {
+			matches = store.NodesByName(name)
+		}
+		if len(matches) == 0 {
+			return nil, fleet.CodeErrorf(fleet.NotFound, ssm.InvalidInstanceId, "there is no node %.80q", name).
+				WithHint("see which there are: fleet node ls")
+		}
+		for _, n := range matches {
+			found[n.ID] = n
+		}
+	}
+	return slices.SortedFunc(maps.Values(found), func(a, b *fleet.Node) int { return cmp.Compare(a.ID, b.ID) }), nil
+}
+
+func hasLabels(n *fleet.Node, filters []fleet.LabelFilter) bool {
+	for _, f := range filters {
+		value, ok := n.Labels[f.Key]
+		if !ok || len(f.Values) > 0 && !slices.Contains(f.Values, value) {
+			return false
+		}
+	}
+	return true
+}
+
+func describeInstanceInformation(ctx context.Context, c *call, store *state.Store, req *ssm.DescribeInstanceInformationRequest) (*ssm.DescribeInstanceInformationResult, error) {
+	size, err := pageSize(req.MaxResults, 5, 50)
+	if err != nil {
+		return nil, err
+	}
+	filters := req.Filters
+	for _, f := range req.InstanceInformationFilterList {
+		filters = append(filters, ssm.InstanceInformationStringFilter{Key: f.Key, Values: f.ValueSet})
+	}
+	for _, f := range filters {
+		if len(f.Values) == 0 || len(f.Values) > 100 {
+			return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidInstanceInformationFilterValue, "a filter has 1 to 100 values, %.80q has %d", f.Key, len(f.Values))
+		}
+	}
+	s, err := c.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var kept []*fleet.Node
+	for _, n := range store.Nodes() {
+		keep := true
+		for _, f := range filters {
+			matches, err := s.matches(n, f)
+			if err != nil {
+				return nil, err
+			}
+			keep = keep && matches
+		}
+		if keep {
+			kept = append(kept, n)
+		}
+	}
+	page, next, err := pageOf(kept, nodeKey, req.NextToken, size)
+	if err != nil {
+		return nil, err
+	}
+	result := &ssm.DescribeInstanceInformationResult{InstanceInformationList: make([]ssm.InstanceInformation, 0, len(page)), NextToken: next}
+	for _, n := range page {
+		result.InstanceInformationList = append(result.InstanceInformationList, s.information(n))
+	}
+	return result, nil
+}
+
+// information is a node in SSM's shape, which has no word for "not heard of
+// yet": Inactive comes closest.
+func (s *said) information(n *fleet.Node) ssm.InstanceInformation {
+	v := s.view(n)
+	info := ssm.InstanceInformation{
+		InstanceId: string(n.ID), PingStatus: pingOf(v.PingStatus), LastPingDateTime: ssm.Time(v.LastPing),
+		AgentVersion: v.AgentVersion, ActivationId: string(n.Activation), RegistrationDate: ssm.Time(v.Enrolled),
+		ResourceType: ssm.ResourceManagedInstance, Name: n.Name, ComputerName: n.Name,
+	}
+	if host, _, err := net.SplitHostPort(n.Address); err == nil {
+		info.IPAddress = host
+	}
+	return info
+}
+
+func pingOf(status string) string {
+	if status == fleet.PingUnknown {
+		return ssm.PingInactive
+	}
+	return status
+}
+
+func (s *said) matches(n *fleet.Node, f ssm.InstanceInformationStringFilter) (bool, error) {
+	has := func(v string) (bool, error) { return slices.Contains(f.Values, v), nil }
+	switch f.Key {
+	case "InstanceIds":
+		return has(string(n.ID))
+	case "PingStatus":
+		return has(pingOf(s.ping(n.ID)))
+	case "AgentVersion":
+		return has(s.seen[n.ID].Version)
+	case "ActivationIds":
+		return has(string(n.Activation))
+	case "ResourceType":
+		return has(ssm.ResourceManagedInstance)
+	case "tag-key":
+		return slices.ContainsFunc(f.Values, func(k string) bool { _, ok := n.Labels[k]; return ok }), nil
+	}
+	if label, ok := strings.CutPrefix(f.Key, "tag:"); ok {
+		value, has := n.Labels[label]
+		return has && slices.Contains(f.Values, value), nil
+	}
+	return false, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterKey, "nodes are not filtered by %.80q", f.Key)
+}
+
+func listTagsForResource(_ context.Context, _ *call, store *state.Store, req *ssm.ListTagsForResourceRequest) (*ssm.ListTagsForResourceResult, error) {
+	if req.ResourceType != ssm.ResourceManagedInstance {
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidResourceType, "the resource type %.80q has no tags here; %s has", req.ResourceType, ssm.ResourceManagedInstance)
+	}
+	id, err := fleet.ParseNodeID(req.ResourceId)
+	if err != nil {
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidResourceId, "%v", err)
+	}
+	n := store.Node(id)
+	if n == nil {
+		return nil, fleet.CodeErrorf(fleet.NotFound, ssm.InvalidResourceId, "there is no node %s", id)
+	}
+	return &ssm.ListTagsForResourceResult{TagList: tagsOf(n.Labels)}, nil
+}
+
+// tagsOf lists labels by key.
+func tagsOf(labels map[string]string) []ssm.Tag {
+	tags := make([]ssm.Tag, 0, len(labels))
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		tags = append(tags, ssm.Tag{Key: k, Value: labels[k]})
+	}
+	return tags
+}

@@ -1,0 +1,142 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"fleet/node/fleet"
+	"fleet/raftfsm/state"
+)
+
+func describeQuorum(ctx context.Context, c *call, store *state.Store, _ *fleet.DescribeQuorumRequest) (*fleet.DescribeQuorumResult, error) {
+	view, err := c.cfg.Control.Quorum(ctx)
+	if err != nil {
+		return nil, err
+	}
+	result := &fleet.DescribeQuorumResult{Leader: view.Leader, Members: make([]fleet.QuorumMember, 0, len(view.Servers))}
+	if t := view.Trust; t != nil {
+		result.Threshold, result.TrustVersion, result.TrustEpoch = t.K, t.Version, t.Epoch
+	}
+	for _, server := range view.Servers {
+		m := fleet.QuorumMember{
+			InstanceId: server.ID, Role: fleet.RoleNameEligible, Leader: server.ID == view.Leader,
+			Reachable: server.Reachable, AppliedIndex: server.Applied,
+		}
+		if server.Voter {
+			m.Role = fleet.RoleNameVoter
+		}
+		if n := store.Node(server.ID); n != nil {
+			m.Name, m.Address = n.Name, n.Address
+		}
+		if view.Trust != nil {
+			for _, v := range view.Trust.Voters {
+				if v.Node == server.ID {
+					m.Fingerprint = v.Key.Fingerprint()
+				}
+			}
+		}
+		result.Members = append(result.Members, m)
+	}
+	return result, nil
+}
+
+func getTrust(ctx context.Context, c *call, store *state.Store, _ *fleet.GetTrustRequest) (*fleet.GetTrustResult, error) {
+	trust := store.Trust()
+	if trust == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "this host does not hold the fleet's first log entry yet")
+	}
+	eligible, err := c.cfg.Control.Eligible(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &fleet.GetTrustResult{Trust: trust.Raw(), RootCertificate: store.Fleet().RootCertificate, Eligible: eligible}, nil
+}
+
+func getCandidate(ctx context.Context, c *call, store *state.Store, req *fleet.GetCandidateRequest) (*fleet.GetCandidateResult, error) {
+	id, err := parseInstance(store, string(req.InstanceId))
+	if err != nil {
+		return nil, err
+	}
+	candidate, err := c.cfg.Control.Candidate(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return &fleet.GetCandidateResult{Candidate: candidate}, nil
+}
+
+// getStatus also answers from a host's own memory, as far as that goes: it is
+// what people ask when nothing else answers.
+func getStatus(ctx context.Context, c *call, store *state.Store, _ *fleet.GetStatusRequest) (*fleet.GetStatusResult, error) {
+	s, err := c.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nodes := store.Nodes()
+	f := store.Fleet()
+	result := &fleet.GetStatusResult{
+		FleetId: f.ID, Name: f.Name, Time: fleet.InstantOf(c.cfg.Now().UnixNano()), Answered: c.cfg.Self, Version: c.cfg.Version,
+		Leader: s.quorum.Leader, Nodes: len(nodes), PingStatus: map[string]int{}, OpenCommands: len(store.OpenCommands()),
+	}
+	if t := s.quorum.Trust; t != nil {
+		result.Threshold, result.TrustVersion = t.K, t.Version
+	}
+	if n := store.Node(s.quorum.Leader); n != nil {
+		result.LeaderName = n.Name
+	}
+	for _, server := range s.quorum.Servers {
+		switch {
+		case !server.Voter:
+		case server.Reachable:
+			result.Voters, result.Reachable = result.Voters+1, result.Reachable+1
+		default:
+			result.Voters++
+		}
+	}
+	for _, n := range nodes {
+		result.PingStatus[s.ping(n.ID)]++
+	}
+	if c.cfg.Warnings != nil {
+		result.Warnings = c.cfg.Warnings()
+	}
+	result.Warnings = append(result.Warnings, s.warnings(store, result)...)
+	return result, nil
+}
+
+// warnings is what the answers of the voters and the heartbeats say is wrong.
+func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Warning {
+	var all []fleet.Warning
+	for _, server := range s.quorum.Servers {
+		if server.Reachable {
+			continue
+		}
+		name := string(server.ID)
+		if n := store.Node(server.ID); n != nil {
+			name = n.Name
+		}
+		all = append(all, fleet.Warning{
+			Code: "VoterUnreachable", Message: fmt.Sprintf("%s of the quorum does not answer", name),
+			Remedy: fmt.Sprintf("start fleet on %s, or check the network to it", name),
+		})
+	}
+	if r.Reachable < r.Voters && r.Reachable == r.Voters/2+1 {
+		all = append(all, fleet.Warning{
+			Code: "NoSpareVoter", Message: fmt.Sprintf("%d of %d voters answer: one less and nothing can be decided", r.Reachable, r.Voters),
+			Remedy: "bring the other voters back",
+		})
+	}
+	counts := map[string]int{}
+	for _, seen := range s.seen {
+		for _, code := range seen.Warnings {
+			counts[code]++
+		}
+	}
+	for _, code := range slices.Sorted(maps.Keys(counts)) {
+		all = append(all, fleet.Warning{
+			Code: code, Message: fmt.Sprintf("%d hosts warn: %s", counts[code], code),
+			Remedy: "fleet node ls shows which; fleet status on the host says more",
+		})
+	}
+	return all
+}

@@ -1,0 +1,110 @@
+// Package authz decides whether an operator may do an operation. It is one
+// table and one function, used by every front door (node/api) and by the only
+// writer (node/control), so that no second path to the same power can lack the
+// check; raftfsm repeats the part that a log entry needs, on its own, because
+// it must not trust whoever proposed.
+//
+// Invariants: an operation that is not in the table is allowed to nobody; a
+// signed operation needs its own name (or "*") in the operator's row; a read
+// needs a row; what the local socket serves is never served to operators, nor
+// the other way round.
+package authz
+
+import (
+	"slices"
+
+	"fleet/node/fleet"
+)
+
+// Class is what a caller must bring for an operation.
+type Class uint8
+
+// Classes. The zero value is none of them, so that a forgotten one allows nothing.
+const (
+	Signed Class = iota + 1 // a proof of its own, over the exact body
+	Read                    // a connection that an operator proved
+	Local                   // only the local socket, by its file permissions
+)
+
+var classNames = map[Class]string{Signed: "signed", Read: "read", Local: "local"}
+
+func (c Class) String() string { return classNames[c] }
+
+// All is the word in an operator's row that allows every signed operation.
+const All = "*"
+
+// Operation is one row of the table.
+type Operation struct {
+	Name  string
+	Class Class
+
+	// Permission is the word that an operator's row must hold for a signed
+	// operation. For a read it is the word that policies will narrow by.
+	Permission string
+}
+
+// Operations is the table.
+var Operations = []Operation{
+	{"CreateActivation", Signed, "CreateActivation"},
+	{"DeleteActivation", Signed, "DeleteActivation"},
+	{"AddTagsToResource", Signed, "AddTagsToResource"},
+	{"RemoveTagsFromResource", Signed, "RemoveTagsFromResource"},
+	{"SendCommand", Signed, "SendCommand"},
+	{"AddVoters", Signed, "AddVoters"},
+
+	{"DescribeInstanceInformation", Read, "DescribeNodes"},
+	{"DescribeNodes", Read, "DescribeNodes"},
+	{"ListTagsForResource", Read, "DescribeNodes"},
+	{"DescribeActivations", Read, "DescribeActivations"},
+	{"ListCommands", Read, "ListCommands"},
+	{"ListCommandInvocations", Read, "ListCommands"},
+	{"GetCommandInvocation", Read, "GetCommandOutput"},
+	{"GetCommandOutput", Read, "GetCommandOutput"},
+	{"WatchCommand", Read, "GetCommandOutput"},
+	{"DescribeQuorum", Read, "DescribeQuorum"},
+	{"GetStatus", Read, "DescribeQuorum"},
+	{"GetTrust", Read, "DescribeQuorum"},
+	{"GetCandidate", Read, "DescribeQuorum"},
+
+	{"LocalStatus", Local, "LocalStatus"},
+	{"LocalNodes", Local, "LocalNodes"},
+}
+
+var byName = func() map[string]Operation {
+	m := make(map[string]Operation, len(Operations))
+	for _, op := range Operations {
+		m[op.Name] = op
+	}
+	return m
+}()
+
+// Lookup finds an operation by its exact name.
+func Lookup(name string) (Operation, bool) {
+	op, ok := byName[name]
+	return op, ok
+}
+
+// Allowed reports whether the operator of this row may do the operation: nil,
+// or an error of kind Denied (NotFound for an operation that there is not).
+// The caller has verified that the operator made the request.
+func Allowed(operator fleet.Operator, operation string) error {
+	op, ok := byName[operation]
+	if !ok {
+		return fleet.Errorf(fleet.NotFound, "there is no operation %.64q", operation)
+	}
+	if operator.Name == "" {
+		return fleet.Errorf(fleet.Denied, "%s needs an operator", op.Name)
+	}
+	switch op.Class {
+	case Read:
+		return nil
+	case Signed:
+		if slices.Contains(operator.May, op.Permission) || slices.Contains(operator.May, All) {
+			return nil
+		}
+		return fleet.Errorf(fleet.Denied, "operator %s may not %s", operator.Name, op.Name).
+			WithHint("ask an operator who may for the permission %s", op.Permission)
+	default:
+		return fleet.Errorf(fleet.Denied, "%s is served on the local socket only", op.Name)
+	}
+}

@@ -1,0 +1,161 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/rpc"
+	"fleet/node/wire"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/state"
+)
+
+// Candidate asks a host for its request to become a voter. The host makes its
+// quorum and issuing keys for it if it has none.
+func (c *Control) Candidate(ctx context.Context, node fleet.NodeID) ([]byte, error) {
+	store, err := c.Read(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	n := store.Node(node)
+	if n == nil {
+		return nil, fleet.Errorf(fleet.NotFound, "no node %s", node)
+	}
+	resp, err := rpc.Call[rpc.Empty, rpc.CandidateResponse](ctx, c.cfg.RPC, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodCandidate, &rpc.Empty{})
+	if err != nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "%s (%s) does not give its request to become a voter: %w", n.Name, n.Address, err).
+			WithHint("check that fleet runs on %s and that %s can be reached from the quorum", n.Name, n.Address)
+	}
+	return resp.Candidate, nil
+}
+
+// addVoters makes hosts eligible and, when the request brings the next version
+// of trust.json, voters. It runs on the leader. Each step may be repeated, so
+// the same request may be sent again after a failure: nothing votes before the
+// new trust.json is committed, and that happens after every candidate holds
+// its certificates and the log.
+func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
+	if !c.membership.TryLock() {
+		return nil, fleet.Errorf(fleet.Conflict, "another change of the quorum is under way").WithHint("wait for it to end: fleet quorum ls")
+	}
+	defer c.membership.Unlock()
+	var req fleet.AddVotersRequest
+	if err := wire.StrictJSON(body, &req); err != nil {
+		return nil, fleet.Errorf(fleet.Invalid, "%w", err)
+	}
+	store := c.cfg.FSM.Store()
+	next, err := c.nextTrust(store, req.Trust)
+	if err != nil {
+		return nil, err
+	}
+	for _, cand := range req.Candidates {
+		if err := c.admit(ctx, store, cand); err != nil {
+			return nil, err
+		}
+	}
+	if len(req.Trust) > 0 {
+		if err := c.promote(ctx, store, next); err != nil {
+			return nil, err
+		}
+	}
+	servers, err := c.cfg.Quorum.Servers()
+	if err != nil {
+		return nil, err
+	}
+	var result fleet.AddVotersResult
+	for _, s := range servers {
+		if s.Voter {
+			result.Voters = append(result.Voters, s.ID)
+		} else {
+			result.Eligible = append(result.Eligible, s.ID)
+		}
+	}
+	slices.Sort(result.Voters)
+	slices.Sort(result.Eligible)
+	return json.Marshal(result)
+}
+
+// nextTrust reads the trust.json of the request: the version after the
+// committed one, or the committed one itself when the request is repeated.
+// Without one it is the committed version.
+func (c *Control) nextTrust(store *state.Store, raw []byte) (*identity.Trust, error) {
+	current := store.Trust()
+	if current == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "the fleet has not been founded yet")
+	}
+	if len(raw) == 0 || bytes.Equal(raw, current.Raw()) {
+		return current, nil
+	}
+	next, err := identity.ParseTrust(raw, store.Fleet().Root)
+	if err != nil {
+		return nil, err
+	}
+	if next.Version != current.Version+1 {
+		return nil, fleet.Errorf(fleet.Conflict, "the signed trust.json has version %d; after version %d comes %d", next.Version, current.Version, current.Version+1).
+			WithHint("another change came first: run the command again")
+	}
+	return next, nil
+}
+
+// admit gives a candidate its certificates and lets it follow the log.
+func (c *Control) admit(ctx context.Context, store *state.Store, cand fleet.NewVoter) error {
+	n := store.Node(cand.InstanceId)
+	if n == nil {
+		return fleet.Errorf(fleet.NotFound, "no node %s", cand.InstanceId)
+	}
+	_, err := rpc.Call[rpc.InstallQuorumRequest, rpc.Empty](ctx, c.cfg.RPC, rpc.Target{Node: n.ID, Role: fleet.RoleAgent}, rpc.MethodInstallQuorum,
+		&rpc.InstallQuorumRequest{QuorumCert: cand.QuorumCertificate, IssuerCert: cand.IssuerCertificate, Trust: store.Trust().Raw()})
+	if err != nil {
+		return fleet.Errorf(fleet.KindOf(err), "%s (%s) did not take its quorum certificate: %w", n.Name, n.Address, err)
+	}
+	if err := c.cfg.Quorum.AddNonvoter(ctx, n.ID); err != nil {
+		return fmt.Errorf("let %s follow the log: %w", n.Name, err)
+	}
+	c.cfg.Logger.Info("host became eligible", "node", n.ID)
+	return nil
+}
+
+// promote commits the new trust.json and makes everyone in it a voter.
+func (c *Control) promote(ctx context.Context, store *state.Store, next *identity.Trust) error {
+	servers, err := c.cfg.Quorum.Servers()
+	if err != nil {
+		return err
+	}
+	voting := map[fleet.NodeID]bool{}
+	for _, s := range servers {
+		voting[s.ID] = s.Voter
+	}
+	for _, v := range next.Voters {
+		if _, known := voting[v.Node]; !known {
+			return fleet.Errorf(fleet.Invalid, "the signed trust.json names %s, which neither votes nor is among the candidates", v.Node)
+		}
+		if err := c.cfg.Quorum.CaughtUp(ctx, v.Node); err != nil {
+			return fleet.Errorf(fleet.Unavailable, "%s has not caught up with the log: %w", v.Node, err)
+		}
+	}
+	for _, s := range servers {
+		if s.Voter && !slices.ContainsFunc(next.Voters, func(v identity.TrustVoter) bool { return v.Node == s.ID }) {
+			return fleet.Errorf(fleet.Invalid, "the signed trust.json leaves out the voter %s; removing voters is not part of this operation", s.ID)
+		}
+	}
+	if next.Version != store.Trust().Version {
+		if _, err := c.propose(ctx, &entry.Trust{Stamp: c.cfg.Now().UnixNano(), Trust: next.Raw()}); err != nil {
+			return err
+		}
+	}
+	for _, v := range next.Voters {
+		if voting[v.Node] {
+			continue
+		}
+		if err := c.cfg.Quorum.AddVoter(ctx, v.Node); err != nil {
+			return fmt.Errorf("make %s a voter: %w", v.Node, err)
+		}
+		c.cfg.Logger.Info("host became a voter", "node", v.Node)
+	}
+	return nil
+}

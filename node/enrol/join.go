@@ -1,0 +1,256 @@
+package enrol
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/transport"
+)
+
+const (
+	joinTimeout = 15 * time.Second // for one address
+	maxRounds   = 3                // of redirects by ordinary hosts
+	// ClockWarning is the offset from which a joiner is told that its clock is wrong.
+	ClockWarning = 60 * time.Second
+)
+
+// JoinOptions says how to enrol this host.
+type JoinOptions struct {
+	DataDir   string
+	Token     identity.JoinToken
+	NodeName  string // empty: the activation's default name, else refused by the fleet
+	Advertise string // "ip:port" where the others reach this host
+	Now       func() time.Time
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil: the system's
+}
+
+// JoinResult says what Join enrolled in.
+type JoinResult struct {
+	Fleet       fleet.ID
+	Name        string
+	Node        fleet.NodeID
+	NodeName    string
+	Quorum      []Peer
+	ClockOffset time.Duration // of the fleet's clock from this host's
+	Warnings    []string      // for a person
+}
+
+// Join enrols this host. It may be repeated after a failure: the agent key is
+// kept, and the same key gets the same row without counting the activation
+// twice.
+func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+	if err := checkAdvertise(o.Advertise); err != nil {
+		return nil, err
+	}
+	if o.NodeName != "" {
+		if err := fleet.CheckNodeName(o.NodeName); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := createDir(o.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	key, err := dir.LoadOrCreateKey(Agent)
+	if err != nil {
+		return nil, err
+	}
+	j := &joiner{o: o, key: key}
+	a, offset, err := j.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return j.keep(dir, a, offset)
+}
+
+type joiner struct {
+	o   JoinOptions
+	key identity.PrivateKey
+	// decided is set once a quorum host has answered the request with an error:
+	// other addresses would say the same.
+	decided bool
+}
+
+// ask goes through the token's addresses and those it is sent to, in random
+// order, until a host of the quorum has answered.
+func (j *joiner) ask(ctx context.Context) (*answer, time.Duration, error) {
+	addrs := append([]string(nil), j.o.Token.Addresses...)
+	if len(addrs) == 0 {
+		return nil, 0, fleet.Errorf(fleet.Invalid, "the token names no address").WithHint("make a new one: fleet activation create --address IP:PORT")
+	}
+	tried := map[string]bool{}
+	var failures []error
+	for range maxRounds {
+		var next []string
+		rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] })
+		for _, addr := range addrs {
+			if tried[addr] {
+				continue
+			}
+			tried[addr] = true
+			a, offset, redirect, err := j.askOne(ctx, addr)
+			if err == nil && a != nil {
+				return a, offset, nil
+			}
+			if j.decided || ctx.Err() != nil {
+				return nil, 0, err
+			}
+			if err != nil {
+				failures = append(failures, fmt.Errorf("%s: %w", addr, err))
+			}
+			next = append(next, redirect...)
+		}
+		addrs = next
+	}
+	kind := fleet.Unavailable
+	for _, err := range failures {
+		if k := fleet.KindOf(err); k == fleet.Unauthenticated || k == fleet.Expired {
+			kind = k
+		}
+	}
+	e := fleet.Errorf(kind, "no host of the fleet's quorum answered: %w", errors.Join(failures...))
+	hint := "check that these hosts run and that this host reaches their TCP port"
+	if h := fleet.HintOf(errors.Join(failures...)); h != "" {
+		hint = h
+	}
+	return nil, 0, e.WithHint("%s", hint)
+}
+
+func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset time.Duration, redirect []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	conn, err := transport.DialJoin(ctx, j.o.Dial, addr, j.o.Token.Root, j.o.Now)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	defer conn.Close() //nolint:errcheck // the answer was read or the error says more
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return nil, 0, nil, err
+	}
+	msg := hello{Version: 1}
+	if conn.Peer.Role == fleet.RoleQuorum {
+		if msg.Request, err = identity.NewJoinRequest(identity.JoinPayload{
+			Fleet: conn.Peer.Fleet, Activation: j.o.Token.Activation, Key: j.key.Public(),
+			Name: j.o.NodeName, Address: j.o.Advertise, Epoch: uint32(j.o.Now().Unix()),
+		}, j.key, j.o.Token.Code); err != nil {
+			return nil, 0, nil, err
+		}
+	}
+	sent := j.o.Now()
+	if err := writeMessage(conn, &msg); err != nil {
+		return nil, 0, nil, fmt.Errorf("send join request: %w", err)
+	}
+	var a answer
+	if err := readMessage(conn, maxAnswer, &a); err != nil {
+		return nil, 0, nil, fmt.Errorf("read the answer: %w", err)
+	}
+	if a.Version != 1 {
+		return nil, 0, nil, fleet.Errorf(fleet.Invalid, "the host speaks version %d of the join protocol, this program version 1", a.Version)
+	}
+	if a.Message != "" {
+		kind := fleet.Kind(a.Kind)
+		switch kind {
+		case fleet.NoQuorum, fleet.NotLeader, fleet.Unavailable, fleet.Unknown, fleet.Throttled:
+			// Another host may know better.
+			if a.Code != codeSpent {
+				break
+			}
+			fallthrough
+		default:
+			j.decided = true
+		}
+		return nil, 0, nil, &fleet.Error{Kind: kind, Code: a.Code, Message: a.Message, Hint: a.Hint}
+	}
+	if conn.Peer.Role != fleet.RoleQuorum {
+		for _, p := range a.Peers {
+			redirect = append(redirect, p.Address)
+		}
+		return nil, 0, redirect, nil
+	}
+	return &a, time.Unix(0, a.Time).Sub(sent.Round(0)), nil, nil
+}
+
+// keep checks what the quorum sent and fills the data directory.
+func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, error) {
+	rootCert, err := x509.ParseCertificate(a.Root)
+	if err != nil {
+		return nil, fleet.Errorf(fleet.Invalid, "the root certificate in the answer cannot be read: %w", err)
+	}
+	root, err := identity.CertificateKey(rootCert)
+	if err != nil {
+		return nil, err
+	}
+	if fleet.Sum(root[:]) != j.o.Token.Root {
+		return nil, fleet.Errorf(fleet.Unauthenticated, "the answer carries another root key than the token")
+	}
+	trust, err := identity.ParseTrust(a.Trust, root)
+	if err != nil {
+		return nil, err
+	}
+	var chain []*x509.Certificate
+	for _, der := range [][]byte{a.Certificate, a.Issuer, a.Root} {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fleet.Errorf(fleet.Invalid, "a certificate in the answer cannot be read: %w", err)
+		}
+		chain = append(chain, cert)
+	}
+	// The fleet's time decides here: this host's clock may be wrong, which is
+	// warned of, not a reason to stay out.
+	peer, err := identity.VerifyChain(chain, trust.Fleet, j.o.Now().Add(offset))
+	if err != nil {
+		return nil, fmt.Errorf("check the certificate in the answer: %w", err)
+	}
+	if peer.Key != j.key.Public() {
+		return nil, fleet.Errorf(fleet.Unauthenticated, "the certificate in the answer is for another key")
+	}
+	peers := make([]Peer, 0, len(a.Peers))
+	for _, p := range a.Peers {
+		peers = append(peers, Peer(p))
+	}
+	for _, step := range []func() error{
+		func() error { return dir.SaveTrust(trust) },
+		func() error { return dir.saveGossipKeys(a.GossipKeys) },
+		func() error { return dir.SavePeers(peers) },
+		func() error { return dir.SaveChain(Agent, a.Certificate, a.Issuer, a.Root) },
+		func() error { return dir.SaveNodeRecord(a.NodeRecord) },
+		func() error {
+			return dir.finish(&Fleet{
+				Fleet: trust.Fleet, Name: a.FleetName, Node: peer.Node, NodeName: a.NodeName,
+				RootCertificate: a.Root, RootKey: root[:],
+			})
+		},
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	r := &JoinResult{Fleet: trust.Fleet, Name: a.FleetName, Node: peer.Node, NodeName: a.NodeName, Quorum: peers, ClockOffset: offset}
+	if offset.Abs() > ClockWarning {
+		r.Warnings = append(r.Warnings, ClockText(offset)+": commands still run by the fleet's clock; set this host's (chronyc makestep, timedatectl)")
+	}
+	return r, nil
+}
+
+// ClockText says how far this host's clock is off, for a person.
+func ClockText(offset time.Duration) string {
+	word := "behind"
+	if offset < 0 {
+		word = "ahead of"
+	}
+	return fmt.Sprintf("this host's clock is %s %s the fleet's", offset.Abs().Round(time.Second), word)
+}

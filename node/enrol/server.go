@@ -1,0 +1,174 @@
+package enrol
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"fleet/node/fleet"
+	"fleet/node/identity"
+)
+
+// codeSpent marks the one refusal of kind Throttled that no other host would
+// answer otherwise.
+const codeSpent = "ActivationSpent"
+
+const (
+	serverDeadline = 20 * time.Second // for a whole enrolment
+	maxEnrolments  = 64               // under way at once on one host
+	// RecordValidity is how long a node record counts; it is reissued with the
+	// certificate.
+	RecordValidity = identity.AgentValidity
+)
+
+// ServerConfig is what a host needs to answer joiners.
+type ServerConfig struct {
+	// Peers lists the hosts of the quorum and their addresses.
+	Peers func() []Peer
+
+	// Enrol decides a verified join request and answers the host's row. It is
+	// nil on an ordinary host, which only answers where the quorum is.
+	Enrol func(ctx context.Context, request []byte) (*fleet.Node, error)
+
+	// Issuing is what a quorum host signs with.
+	Issuing func() (*Issuing, error)
+
+	Now    func() time.Time
+	Logger *slog.Logger
+}
+
+// Issuing is an issuing key with what an answer to a joiner carries.
+type Issuing struct {
+	FleetName  string
+	Key        identity.PrivateKey
+	Issuer     []byte // DER
+	Root       []byte // DER
+	Trust      []byte
+	GossipKeys [][]byte
+	Cell       string
+}
+
+// Certify signs an agent certificate and a node record for a decided row.
+func (i *Issuing) Certify(n *fleet.Node, now time.Time) (certificate, record []byte, err error) {
+	if certificate, err = identity.IssueAgent(i.Key, i.Issuer, n.ID, n.Key, now); err != nil {
+		return nil, nil, err
+	}
+	addr, err := netip.ParseAddrPort(n.Address)
+	if err != nil {
+		return nil, nil, fleet.Errorf(fleet.Invalid, "the address %.100q of node %s is not IP:PORT", n.Address, n.ID)
+	}
+	id := i.Key.Public().ID()
+	record, err = identity.SignNodeRecord(i.Key, identity.NodeRecord{
+		Issuer: [4]byte(id[:4]), Role: fleet.RoleAgent, Node: n.ID, Addr: addr, Cell: i.Cell,
+		Epoch: uint32(now.Unix()), Expiry: uint32(now.Add(RecordValidity).Unix()),
+	})
+	return certificate, record, err
+}
+
+// Server answers joiners.
+type Server struct {
+	cfg  ServerConfig
+	busy chan struct{} // one token for each enrolment under way
+}
+
+// NewServer makes a server; Serve starts it.
+func NewServer(cfg ServerConfig) *Server {
+	return &Server{cfg: cfg, busy: make(chan struct{}, maxEnrolments)}
+}
+
+// Serve answers the connections of l until ctx is done or l is closed.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() }) //nolint:errcheck // Accept reports it
+	defer stop()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		select {
+		case s.busy <- struct{}{}:
+		default: // over the budget: the joiner tries another host
+			conn.Close() //nolint:errcheck // nothing was promised
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-s.busy }()
+			defer conn.Close() //nolint:errcheck // the answer was written or its error logged
+			s.answer(ctx, conn)
+		})
+	}
+}
+
+func (s *Server) answer(ctx context.Context, conn net.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, serverDeadline)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // ends the reads below
+	defer stop()
+	var h hello
+	if err := readMessage(conn, MaxMessage, &h); err != nil {
+		if !errors.Is(err, io.EOF) {
+			s.cfg.Logger.Debug("join request not read", "addr", conn.RemoteAddr().String(), "err", err)
+		}
+		return
+	}
+	a, err := s.decide(ctx, &h)
+	if err != nil {
+		s.cfg.Logger.Warn("join refused", "addr", conn.RemoteAddr().String(), "err", err)
+		a = refusal(err)
+	}
+	a.Version, a.Time = 1, s.cfg.Now().UnixNano()
+	if err := writeMessage(conn, a); err != nil {
+		s.cfg.Logger.Debug("join answer not written", "addr", conn.RemoteAddr().String(), "err", err)
+	}
+}
+
+func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
+	if h.Version != 1 {
+		return nil, fleet.Errorf(fleet.Invalid, "version %d of the join protocol is not known here; this host speaks version 1", h.Version).
+			WithHint("join with the release of fleet that the quorum runs")
+	}
+	a := &answer{}
+	for _, p := range s.cfg.Peers() {
+		a.Peers = append(a.Peers, wirePeer(p))
+	}
+	if s.cfg.Enrol == nil || len(h.Request) == 0 {
+		return a, nil
+	}
+	node, err := s.cfg.Enrol(ctx, h.Request)
+	if err != nil {
+		return nil, err
+	}
+	issuing, err := s.cfg.Issuing()
+	if err != nil {
+		return nil, err
+	}
+	if a.Certificate, a.NodeRecord, err = issuing.Certify(node, s.cfg.Now()); err != nil {
+		return nil, err
+	}
+	a.FleetName, a.NodeName = issuing.FleetName, node.Name
+	a.Issuer, a.Root, a.Trust, a.GossipKeys = issuing.Issuer, issuing.Root, issuing.Trust, issuing.GossipKeys
+	s.cfg.Logger.Info("node enrolled", "node", node.ID, "addr", node.Address)
+	return a, nil
+}
+
+// refusal is what a joiner is told of an error: the message of a fleet.Error,
+// nothing of an internal one.
+func refusal(err error) *answer {
+	var e *fleet.Error
+	if !errors.As(err, &e) {
+		return &answer{Kind: uint8(fleet.Other), Message: "the host could not decide this request; its log says why"}
+	}
+	return &answer{Kind: uint8(e.Kind), Code: e.Code, Message: e.Message, Hint: fleet.HintOf(err)}
+}

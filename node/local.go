@@ -1,0 +1,137 @@
+package node
+
+import (
+	"fmt"
+	"time"
+
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/presence"
+)
+
+// LocalStatus is what this host says of itself on its local socket.
+func (n *Node) LocalStatus() fleet.LocalStatus {
+	now := n.cfg.Now()
+	s := fleet.LocalStatus{
+		Version: n.cfg.Version, FleetId: n.info.Fleet, FleetName: n.info.Name, InstanceId: n.info.Node, Name: n.info.NodeName,
+		Role: n.role(), DataDir: n.dir.Path(), Address: n.advertised(), Leader: n.leader(), HeartbeatAge: -1,
+		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.localWarnings(),
+	}
+	if heard := n.beats.LastHeard(); !heard.IsZero() {
+		s.HeartbeatAge = now.Sub(heard).Seconds()
+		s.QuorumReachable = now.Sub(heard) < 3*n.heartbeatInterval() && s.Leader != ""
+	}
+	if s.Role == fleet.RoleNameAgent {
+		if key, err := n.dir.LoadOrCreateKey(enrol.Quorum); err == nil {
+			s.Candidate = key.Public().Fingerprint()
+		}
+	}
+	return s
+}
+
+func (n *Node) heartbeatInterval() time.Duration {
+	if n.cfg.Timing.Heartbeat > 0 {
+		return n.cfg.Timing.Heartbeat
+	}
+	return presence.DefaultInterval
+}
+
+// LocalNodes is this host's own copy of the fleet's list.
+func (n *Node) LocalNodes() fleet.LocalNodes {
+	rows, asOf := n.view.list()
+	out := fleet.LocalNodes{}
+	if !asOf.IsZero() {
+		out.AsOf = fleet.InstantOf(asOf.UnixNano())
+	}
+	voters := map[fleet.NodeID]bool{}
+	for _, id := range n.voters() {
+		voters[id] = true
+	}
+	ring := map[fleet.NodeID]string{}
+	if r := n.ringRef.Load(); r != nil {
+		for _, m := range r.Members() {
+			ring[m.Node] = m.State.String()
+		}
+	}
+	for _, row := range rows {
+		role := fleet.RoleNameAgent
+		if voters[row.ID] {
+			role = fleet.RoleNameVoter
+		}
+		out.Nodes = append(out.Nodes, fleet.LocalNode{
+			InstanceId: row.ID, Name: row.Name, Labels: row.Labels, Address: row.Address, Role: role, Gossip: ring[row.ID],
+		})
+	}
+	return out
+}
+
+// localWarnings says what is wrong with this host and what to do about it.
+func (n *Node) localWarnings() []fleet.Warning {
+	var ws []fleet.Warning
+	if offset, ok := n.clock.Offset(); ok && offset.Abs() > enrol.ClockWarning {
+		ws = append(ws, fleet.Warning{
+			Code: WarnClock, Message: enrol.ClockText(offset),
+			Remedy: "set the clock: chronyc makestep, or timedatectl set-ntp true",
+		})
+	}
+	if leaf := n.agentTLS.Load().Leaf; leaf != nil {
+		left := leaf.NotAfter.Sub(n.cfg.Now())
+		if left < leaf.NotAfter.Sub(leaf.NotBefore)/6 {
+			ws = append(ws, fleet.Warning{
+				Code: WarnCertificate, Message: fmt.Sprintf("this host's certificate expires %s and was not renewed", leaf.NotAfter.UTC().Format(time.DateOnly)),
+				Remedy: "check that this host reaches the quorum",
+			})
+		}
+	}
+	if m := n.member.Load(); m != nil {
+		ws = append(ws, m.warnings()...)
+	}
+	return ws
+}
+
+// warnings says what is wrong with the quorum, as this member sees it.
+func (m *member) warnings() []fleet.Warning {
+	var ws []fleet.Warning
+	trust := m.n.trust.Load()
+	if len(trust.Voters) == 1 {
+		name := m.n.name(trust.Voters[0].Node)
+		ws = append(ws, fleet.Warning{
+			Code: "OneVoter", Message: fmt.Sprintf("one voter: when %s stops, nothing can be decided", name),
+			Remedy: "fleet quorum add NODE NODE --root-key FILE",
+		})
+	}
+	if m.quorum.Leader() == "" {
+		ws = append(ws, fleet.Warning{
+			Code: "NoQuorum", Message: "no leader: nothing can be decided now",
+			Remedy: "fleet quorum ls shows which voters do not answer; start fleet there",
+		})
+	}
+	for id, err := range m.signer.Refusals() {
+		ws = append(ws, fleet.Warning{
+			Code: "RefusedToSign", Message: fmt.Sprintf("%s did not sign a ticket: %v", m.n.name(id), err),
+			Remedy: "check the clock and the log of " + m.n.name(id),
+		})
+	}
+	if left := m.expires().Sub(m.n.cfg.Now()); left < quorumWarning {
+		ws = append(ws, fleet.Warning{
+			Code: "QuorumCertificateExpiring", Message: fmt.Sprintf("the quorum certificate of %s expires in %d days", m.n.info.NodeName, int(left.Hours()/24)),
+			Remedy: "have the root key at hand: it signs the next one",
+		})
+	}
+	return ws
+}
+
+// quorumWarning is how long before its end a quorum certificate is warned of.
+const quorumWarning = 60 * 24 * time.Hour
+
+func (m *member) expires() time.Time { return m.n.quorumTLS.Load().Leaf.NotAfter }
+
+// name is a host's name, or its ID where the name is not known.
+func (n *Node) name(id fleet.NodeID) string {
+	if m := n.member.Load(); m != nil {
+		if row := m.fsm.Store().Node(id); row != nil {
+			return row.Name
+		}
+	}
+	return string(id)
+}

@@ -1,0 +1,439 @@
+package node
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"fleet/node/api"
+	"fleet/node/control"
+	"fleet/node/cosign"
+	"fleet/node/dispatch"
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/presence"
+	"fleet/node/rpc"
+	"fleet/node/transport"
+	"fleet/raftfsm"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/quorum"
+)
+
+// member is what only a host of the quorum has: an eligible host follows the
+// log and answers for the fleet, a voter decides and signs too.
+type member struct {
+	n        *Node
+	key      identity.PrivateKey // quorum key
+	issuer   *enrol.Identity     // issuing key
+	fsm      *raftfsm.FSM
+	quorum   *quorum.Quorum
+	rpc      *rpc.Client // speaks as a quorum host
+	control  *control.Control
+	signer   *cosign.Signer
+	dispatch *dispatch.Dispatcher
+	api      *api.Server
+}
+
+// startMember starts the quorum half of this host.
+func (n *Node) startMember() error {
+	quorumID, err := n.dir.LoadIdentity(enrol.Quorum)
+	if err != nil {
+		return fmt.Errorf("quorum identity: %w", err)
+	}
+	issuer, err := n.dir.LoadIdentity(enrol.Issuer)
+	if err != nil {
+		return fmt.Errorf("issuing key: %w", err)
+	}
+	genesis, err := n.prepareStore()
+	if err != nil {
+		return err
+	}
+	m := &member{n: n, key: quorumID.Key, issuer: issuer, fsm: raftfsm.New(n.info.Fleet)}
+	m.quorum, err = quorum.Open(quorum.Config{
+		Dir: n.dir.File("quorum"), Self: n.info.Node, FSM: m.fsm, Listener: n.transport.Listener(transport.Raft),
+		Dial: func(ctx context.Context, node fleet.NodeID) (net.Conn, error) {
+			return n.dial(ctx, transport.Raft, fleet.RoleQuorum, node, fleet.RoleQuorum)
+		},
+		Applied: m.applied,
+		Timing:  n.raftTiming(), Memory: n.cfg.Memory, Bootstrap: n.cfg.Memory && genesis != nil,
+		Fatal: n.fatal, Logger: n.log.With("component", "quorum"),
+	})
+	if err != nil {
+		return err
+	}
+	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
+	m.control = control.New(control.Config{
+		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: n.seen, Blobs: n.blobs,
+		Now: n.cfg.Now, Logger: n.log.With("component", "control"),
+	})
+	m.signer = cosign.New(cosign.Config{
+		Self: n.info.Node, Key: func() identity.PrivateKey { return m.key }, Store: m.fsm.Store, WaitApplied: m.fsm.WaitApplied,
+		Ask: func(ctx context.Context, voter fleet.NodeID, req *rpc.CoSignRequest) (*rpc.CoSignResponse, error) {
+			return rpc.Call[rpc.CoSignRequest, rpc.CoSignResponse](ctx, m.rpc, quorumHost(voter), rpc.MethodCoSign, req)
+		},
+		Now: n.cfg.Now, Logger: n.log.With("component", "cosign"),
+	})
+	m.dispatch = dispatch.New(dispatch.Config{
+		Store: m.fsm.Store, Propose: m.control.Propose, Collect: m.signer.Collect, StaleMint: cosign.ErrStaleMint,
+		Deliver: func(ctx context.Context, node fleet.NodeID, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+			return rpc.Call[rpc.DeliverRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodDeliver, req)
+		},
+		Keep: func(b []byte) error { _, err := n.blobs.Put(b); return err },
+		Now:  n.cfg.Now, Logger: n.log.With("component", "dispatch"),
+	})
+	m.api = api.NewServer(api.Config{
+		Control: m.control, Self: n.info.Node, Version: n.cfg.Version, Warnings: m.warnings,
+		Lost: 3 * n.heartbeatInterval(), Now: n.cfg.Now, Logger: n.log.With("component", "api"),
+	})
+	n.member.Store(m)
+	n.run("quorum", func(ctx context.Context) error {
+		<-ctx.Done()
+		closing, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		return errors.Join(m.quorum.Close(closing), m.rpc.Close())
+	})
+	n.run("leader", func(ctx context.Context) error {
+		return m.quorum.Lead(ctx, func(ctx context.Context) error { return m.lead(ctx, genesis) })
+	})
+	n.run("trust", m.followTrust)
+	n.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
+	return nil
+}
+
+// prepareStore makes Raft's stores where they may be made: for a fleet that
+// has not been founded yet. Anywhere else a missing store is a loss, and
+// quorum.Open refuses it.
+func (n *Node) prepareStore() (genesis []byte, err error) {
+	genesis, err = os.ReadFile(n.dir.File(enrol.GenesisFile))
+	if errors.Is(err, fs.ErrNotExist) || n.cfg.Memory {
+		return genesis, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read genesis: %w", err)
+	}
+	if _, err := os.Stat(n.dir.File("quorum")); !errors.Is(err, fs.ErrNotExist) {
+		return genesis, err
+	}
+	return genesis, quorum.Create(n.dir.File("quorum"), true, n.info.Node)
+}
+
+func (n *Node) raftTiming() quorum.Timing {
+	if n.cfg.Timing.Fast {
+		return quorum.FastTiming
+	}
+	return quorum.DefaultTiming
+}
+
+// lead is what only the leader does, until ctx is done.
+func (m *member) lead(ctx context.Context, genesis []byte) error {
+	if !m.fsm.Store().Fleet().Genesis {
+		if genesis == nil {
+			return fleet.Errorf(fleet.Corrupt, "this host leads a quorum without a fleet in its log, and has no genesis to found one")
+		}
+		a, err := m.control.Propose(ctx, &entry.Genesis{Payload: genesis})
+		if err = errors.Join(err, a.Err); err != nil {
+			return fmt.Errorf("found the fleet: %w", err)
+		}
+		m.n.log.Info("fleet founded", "fleet", m.n.info.Name)
+	}
+	// From here on a missing store is a loss: without the file it cannot be
+	// mistaken for a new fleet.
+	if err := os.Remove(m.n.dir.File(enrol.GenesisFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove genesis: %w", err)
+	}
+	m.n.beats.Kick()
+	return m.dispatch.Lead(ctx)
+}
+
+// handOver gives leadership away before a planned stop.
+func (m *member) handOver(ctx context.Context) {
+	if m.quorum.Leader() != m.n.info.Node {
+		return
+	}
+	if err := m.quorum.TransferLeadership(ctx); err != nil {
+		m.n.log.Debug("leadership not handed over", "err", err)
+	}
+}
+
+// followTrust takes each committed trust.json into use on this host.
+func (m *member) followTrust(ctx context.Context) error {
+	for {
+		store := m.fsm.Store()
+		changed, abandoned := store.WatchTrust(), store.Abandoned()
+		if t := store.Trust(); t != nil {
+			if err := m.n.setTrust(t.Raw()); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-abandoned:
+		}
+	}
+}
+
+// admitAgent compares an agent's certificate with the registry.
+func (m *member) admitAgent(peer identity.Peer, trust *identity.Trust, now time.Time) error {
+	if !trust.Issuer(peer.Issuer, now) {
+		return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
+	}
+	store := m.fsm.Store()
+	row := store.Node(peer.Node)
+	if row == nil {
+		// A host that follows the log may hear of a new node from the node.
+		if info := store.Fleet(); !info.Genesis || m.quorum.Leader() != m.n.info.Node {
+			return nil
+		}
+		return fleet.Errorf(fleet.Denied, "%s is not enrolled", peer.Node)
+	}
+	if row.Key != peer.Key {
+		return fleet.Errorf(fleet.Denied, "the certificate of %s is not for its enrolled key", peer.Node)
+	}
+	return nil
+}
+
+// admitRaft lets in who votes or follows, by trust.json or by Raft's own
+// configuration (candidates are in it before trust.json names them).
+func (m *member) admitRaft(peer identity.Peer, trust *identity.Trust) bool {
+	if trust.IsVoter(peer.Node, peer.Key) {
+		return true
+	}
+	servers, err := m.quorum.Servers()
+	if err != nil {
+		return false
+	}
+	for _, s := range servers {
+		if s.ID == peer.Node {
+			return true
+		}
+	}
+	return false
+}
+
+// applied asks another host of the quorum how far it has applied the log.
+func (m *member) applied(ctx context.Context, node fleet.NodeID) (uint64, error) {
+	resp, err := rpc.Call[rpc.Empty, rpc.AppliedResponse](ctx, m.rpc, quorumHost(node), rpc.MethodApplied, &rpc.Empty{})
+	if err != nil {
+		return 0, err
+	}
+	return resp.Index, nil
+}
+
+// answerHeartbeat is a voter's side of a heartbeat.
+func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) (*rpc.HeartbeatResponse, error) {
+	store := m.fsm.Store()
+	if store.Node(peer.Node) == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "%s is not in this voter's copy of the registry", peer.Node)
+	}
+	now := m.n.cfg.Now()
+	m.n.seen.Record(peer.Node, presence.Seen{
+		LastSeen: now, Version: req.Version, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings,
+	})
+	resp := &rpc.HeartbeatResponse{Nonce: req.Nonce, Time: now.UnixNano(), Leader: m.quorum.Leader()}
+	if t := store.Trust(); t != nil && t.Version > req.TrustVersion {
+		resp.Trust = t.Raw()
+	}
+	resp.View, resp.ViewIndex, resp.ViewFull = viewSince(store.Nodes(), req.ViewIndex)
+	return resp, nil
+}
+
+// maxView is how many rows one heartbeat answer carries; the next brings more.
+const maxView = 1000
+
+// viewSince lists the rows that changed after an index, oldest change first.
+func viewSince(nodes []*fleet.Node, since uint64) (rows []rpc.ViewRow, index uint64, full bool) {
+	sortByIndex(nodes)
+	index = since
+	for _, row := range nodes {
+		if row.Index <= since {
+			continue
+		}
+		// Rows changed by one entry must travel together: the next answer
+		// begins after the index of the last.
+		if len(rows) >= maxView && row.Index != index {
+			break
+		}
+		rows = append(rows, rpc.ViewRow{ID: row.ID, Name: row.Name, Labels: row.Labels, Address: row.Address})
+		index = row.Index
+	}
+	return rows, index, since == 0
+}
+
+// report decides a host's result here, or brings it to the leader.
+func (m *member) report(ctx context.Context, node fleet.NodeID, req *rpc.ReportRequest) (*rpc.ReportResponse, error) {
+	leader := m.quorum.Leader()
+	switch leader {
+	case "":
+		return nil, fleet.Errorf(fleet.Unavailable, "no leader")
+	case m.n.info.Node:
+		return m.decideReport(ctx, node, req)
+	}
+	return rpc.Call[rpc.ForwardReportRequest, rpc.ReportResponse](ctx, m.rpc, quorumHost(leader), rpc.MethodForwardReport,
+		&rpc.ForwardReportRequest{Node: node, Report: *req})
+}
+
+func (m *member) decideReport(ctx context.Context, node fleet.NodeID, req *rpc.ReportRequest) (*rpc.ReportResponse, error) {
+	if !m.quorum.Ready() {
+		return nil, fleet.Errorf(fleet.Unavailable, "%s does not lead", m.n.info.Node)
+	}
+	index, err := m.dispatch.Report(ctx, node, req.Result, req.Detail)
+	if err != nil {
+		return nil, err
+	}
+	return &rpc.ReportResponse{Index: index}, nil
+}
+
+// keepBlob stores what a host brings, if it is what the host says.
+func (m *member) keepBlob(head rpc.BlobHead, body io.Reader) error {
+	if m.n.blobs.Has(head.Digest) {
+		return nil
+	}
+	w, err := m.n.blobs.Create(head.Size)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(w, io.LimitReader(body, head.Size+1)); err != nil {
+		return errors.Join(err, w.Abort())
+	}
+	if got := w.Digest(); got != head.Digest {
+		return errors.Join(fleet.Errorf(fleet.Invalid, "the blob is %s, not %s", got, head.Digest), w.Abort())
+	}
+	_, err = w.Commit()
+	return err
+}
+
+// issuing is what this host signs the certificates of agents with.
+func (m *member) issuing() (*enrol.Issuing, error) {
+	store := m.fsm.Store()
+	trust := store.Trust()
+	if trust == nil || !trust.Issuer(m.issuer.Key.Public(), m.n.cfg.Now()) {
+		return nil, fleet.Errorf(fleet.Unavailable, "this host does not vote yet: its issuing key is not in trust.json")
+	}
+	info := store.Fleet()
+	return &enrol.Issuing{
+		FleetName: info.Name, Key: m.issuer.Key, Issuer: m.issuer.Chain[0], Root: info.RootCertificate,
+		Trust: trust.Raw(), GossipKeys: [][]byte{info.GossipKey},
+	}, nil
+}
+
+// enrol decides a join request.
+func (m *member) enrol(ctx context.Context, request []byte) (*fleet.Node, error) {
+	node, err := m.control.Enrol(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	// The certificate that follows is signed from this host's own state.
+	_, err = m.control.Read(ctx, false)
+	return node, err
+}
+
+// renew signs a new certificate for a host whose row stands.
+func (m *member) renew(peer identity.Peer) (*rpc.RenewResponse, error) {
+	row := m.fsm.Store().Node(peer.Node)
+	if row == nil {
+		return nil, fleet.Errorf(fleet.Denied, "%s is not enrolled", peer.Node)
+	}
+	issuing, err := m.issuing()
+	if err != nil {
+		return nil, err
+	}
+	certificate, record, err := issuing.Certify(row, m.n.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	return &rpc.RenewResponse{Certificate: certificate, Issuer: issuing.Issuer, NodeRecord: record}, nil
+}
+
+func (m *member) changeAddress(ctx context.Context, req *rpc.ChangeAddressRequest) (*rpc.ChangeAddressResponse, error) {
+	row, err := m.control.ChangeAddress(ctx, req.Change)
+	if err != nil {
+		return nil, err
+	}
+	issuing, err := m.issuing()
+	if err != nil {
+		return nil, err
+	}
+	_, record, err := issuing.Certify(row, m.n.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	return &rpc.ChangeAddressResponse{NodeRecord: record}, nil
+}
+
+// candidate makes this host's request to become a voter.
+func (n *Node) candidate() ([]byte, error) {
+	quorumKey, err := n.dir.LoadOrCreateKey(enrol.Quorum)
+	if err != nil {
+		return nil, err
+	}
+	issuerKey, err := n.dir.LoadOrCreateKey(enrol.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	return identity.NewCandidate(identity.Candidate{
+		Fleet: n.info.Fleet, Node: n.info.Node, Quorum: quorumKey.Public(), Issuer: issuerKey.Public(),
+	}, n.key, quorumKey, issuerKey)
+}
+
+// installQuorum makes this host eligible. The certificates prove themselves:
+// the root key signed them for keys that lie here.
+func (n *Node) installQuorum(_ context.Context, req *rpc.InstallQuorumRequest) error {
+	n.install1.Lock()
+	defer n.install1.Unlock()
+	if n.member.Load() != nil {
+		return nil // installed by an earlier try
+	}
+	now := n.cfg.Now()
+	for _, want := range []struct {
+		name string
+		role fleet.Role
+		der  []byte
+	}{{enrol.Quorum, fleet.RoleQuorum, req.QuorumCert}, {enrol.Issuer, fleet.RoleIssuer, req.IssuerCert}} {
+		key, err := n.dir.LoadOrCreateKey(want.name)
+		if err != nil {
+			return err
+		}
+		if err := identity.CheckIssued(want.der, n.info.RootCertificate, want.role, n.info.Node, key.Public(), now); err != nil {
+			return err
+		}
+	}
+	if !n.cfg.Memory {
+		if err := quorum.Create(n.dir.File("quorum"), false, n.info.Node); err != nil && fleet.KindOf(err) != fleet.Conflict {
+			return err
+		}
+	}
+	if err := errors.Join(
+		n.dir.SaveChain(enrol.Issuer, req.IssuerCert, n.info.RootCertificate),
+		n.dir.SaveChain(enrol.Quorum, req.QuorumCert, n.info.RootCertificate)); err != nil {
+		return err
+	}
+	id, err := n.dir.LoadIdentity(enrol.Quorum)
+	if err != nil {
+		return err
+	}
+	cert := id.TLS()
+	n.quorumTLS.Store(&cert)
+	return n.startMember()
+}
+
+// parseChain parses certificates, leaf first.
+func parseChain(ders ...[]byte) ([]*x509.Certificate, error) {
+	chain := make([]*x509.Certificate, len(ders))
+	for i, der := range ders {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fleet.Errorf(fleet.Invalid, "a certificate cannot be read: %w", err)
+		}
+		chain[i] = cert
+	}
+	return chain, nil
+}

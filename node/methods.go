@@ -1,0 +1,174 @@
+package node
+
+import (
+	"context"
+	"io"
+	"net"
+	"sort"
+
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/rpc"
+	"fleet/node/transport"
+)
+
+// buildRPC gives every row of rpc.Methods its handler.
+func (n *Node) buildRPC() {
+	s := rpc.NewServer(n.log.With("component", "rpc"), rpc.Methods, peerOf)
+	n.rpcServer = s
+
+	// Of every host.
+	rpc.Handle(s, rpc.MethodDeliver, n.deliver)
+	rpc.Handle(s, rpc.MethodQueryCommand, n.query)
+	rpc.Handle(s, rpc.MethodCandidate, func(context.Context, identity.Peer, *rpc.Empty) (*rpc.CandidateResponse, error) {
+		c, err := n.candidate()
+		return &rpc.CandidateResponse{Candidate: c}, err
+	})
+	rpc.Handle(s, rpc.MethodInstallQuorum, func(ctx context.Context, _ identity.Peer, req *rpc.InstallQuorumRequest) (*rpc.Empty, error) {
+		return &rpc.Empty{}, n.installQuorum(ctx, req)
+	})
+	rpc.HandleStream(s, rpc.MethodGetBlob, n.getBlob)
+
+	// Of a quorum host, asked by agents.
+	rpc.Handle(s, rpc.MethodHeartbeat, asMember(n, func(_ context.Context, m *member, peer identity.Peer, req *rpc.HeartbeatRequest) (*rpc.HeartbeatResponse, error) {
+		return m.answerHeartbeat(peer, req)
+	}))
+	rpc.Handle(s, rpc.MethodReport, asMember(n, func(ctx context.Context, m *member, peer identity.Peer, req *rpc.ReportRequest) (*rpc.ReportResponse, error) {
+		return m.report(ctx, peer.Node, req)
+	}))
+	rpc.Handle(s, rpc.MethodRenew, asMember(n, func(_ context.Context, m *member, peer identity.Peer, _ *rpc.Empty) (*rpc.RenewResponse, error) {
+		return m.renew(peer)
+	}))
+	rpc.Handle(s, rpc.MethodChangeAddress, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.ChangeAddressRequest) (*rpc.ChangeAddressResponse, error) {
+		return m.changeAddress(ctx, req)
+	}))
+	rpc.HandleStream(s, rpc.MethodPutBlob, n.putBlobHere)
+
+	// Of a quorum host, asked by another.
+	rpc.Handle(s, rpc.MethodForward, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.ForwardRequest) (*rpc.ForwardResponse, error) {
+		return m.control.Forwarded(ctx, req)
+	}))
+	rpc.Handle(s, rpc.MethodForwardReport, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.ForwardReportRequest) (*rpc.ReportResponse, error) {
+		return m.decideReport(ctx, req.Node, &req.Report)
+	}))
+	rpc.Handle(s, rpc.MethodCoSign, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.CoSignRequest) (*rpc.CoSignResponse, error) {
+		return m.signer.Answer(ctx, req)
+	}))
+	rpc.Handle(s, rpc.MethodReadIndex, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.ReadIndexResponse, error) {
+		index, err := m.quorum.ReadIndex(ctx)
+		return &rpc.ReadIndexResponse{Index: index}, err
+	}))
+	rpc.Handle(s, rpc.MethodApplied, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.AppliedResponse, error) {
+		return &rpc.AppliedResponse{Index: m.fsm.Applied()}, nil
+	}))
+	rpc.Handle(s, rpc.MethodPresence, asMember(n, func(context.Context, *member, identity.Peer, *rpc.Empty) (*rpc.PresenceResponse, error) {
+		return n.presence(), nil
+	}))
+}
+
+// peerOf is who speaks on a connection of the transport.
+func peerOf(c net.Conn) (identity.Peer, bool) {
+	conn, ok := c.(*transport.Conn)
+	if !ok {
+		return identity.Peer{}, false
+	}
+	return conn.Peer, true
+}
+
+// asMember answers only on a host of the quorum, and to agents only if they
+// are enrolled: a certificate alone, from a stolen issuing key, is no row.
+func asMember[Req, Resp any](n *Node, f func(ctx context.Context, m *member, peer identity.Peer, req *Req) (*Resp, error)) func(context.Context, identity.Peer, *Req) (*Resp, error) {
+	return func(ctx context.Context, peer identity.Peer, req *Req) (*Resp, error) {
+		m, err := n.memberFor(peer)
+		if err != nil {
+			return nil, err
+		}
+		return f(ctx, m, peer, req)
+	}
+}
+
+func (n *Node) memberFor(peer identity.Peer) (*member, error) {
+	m := n.member.Load()
+	if m == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "%s is not a host of the quorum", n.info.Node)
+	}
+	if peer.Role == fleet.RoleAgent {
+		row := m.fsm.Store().Node(peer.Node)
+		if row == nil {
+			return nil, fleet.Errorf(fleet.Unavailable, "%s is not in this host's copy of the registry", peer.Node)
+		}
+		if row.Key != peer.Key {
+			return nil, fleet.Errorf(fleet.Denied, "the certificate of %s is not for its enrolled key", peer.Node)
+		}
+	}
+	return m, nil
+}
+
+// getBlob sends a blob that is here.
+func (n *Node) getBlob(_ context.Context, _ identity.Peer, head []byte, _ io.Reader, w io.Writer) (err error) {
+	h, err := rpc.ParseBlobHead(head)
+	if err != nil {
+		return err
+	}
+	r, err := n.blobs.Get(h.Digest)
+	if err != nil {
+		return fleet.Errorf(fleet.NotFound, "blob %s is not on this host", h.Digest)
+	}
+	defer r.Close() //nolint:errcheck // read only
+	_, err = io.Copy(w, r)
+	return err
+}
+
+// putBlobHere takes a blob that a host brings with its result.
+func (n *Node) putBlobHere(_ context.Context, peer identity.Peer, head []byte, body io.Reader, _ io.Writer) error {
+	m, err := n.memberFor(peer)
+	if err != nil {
+		return err
+	}
+	h, err := rpc.ParseBlobHead(head)
+	if err != nil {
+		return err
+	}
+	return m.keepBlob(h, body)
+}
+
+func (n *Node) presence() *rpc.PresenceResponse {
+	resp := &rpc.PresenceResponse{}
+	for id, s := range n.seen.All() {
+		resp.Rows = append(resp.Rows, rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Warnings: s.Warnings})
+	}
+	return resp
+}
+
+// joinServer answers joiners: a quorum host enrols them, any other host says
+// where the quorum is.
+func (n *Node) joinServer() *enrol.Server {
+	return enrol.NewServer(enrol.ServerConfig{
+		Peers: n.quorumPeers,
+		Enrol: func(ctx context.Context, request []byte) (*fleet.Node, error) {
+			m := n.member.Load()
+			if m == nil {
+				return nil, fleet.Errorf(fleet.Unavailable, "this host is not of the quorum")
+			}
+			return m.enrol(ctx, request)
+		},
+		Issuing: func() (*enrol.Issuing, error) {
+			m := n.member.Load()
+			if m == nil {
+				return nil, fleet.Errorf(fleet.Unavailable, "this host is not of the quorum")
+			}
+			return m.issuing()
+		},
+		Now: n.cfg.Now, Logger: n.log.With("component", "join"),
+	})
+}
+
+func sortByIndex(nodes []*fleet.Node) {
+	sort.Slice(nodes, func(i, j int) bool {
+		if nodes[i].Index != nodes[j].Index {
+			return nodes[i].Index < nodes[j].Index
+		}
+		return nodes[i].ID < nodes[j].ID
+	})
+}

@@ -1,0 +1,407 @@
+// Package node is one running host: New builds it from its data directory,
+// Start starts it, Stop stops it. It decides nothing itself; it gives each
+// part what it needs (the port, the stores, the way to the other hosts) and
+// runs what belongs to every host: gossip, heartbeats, the agent, renewal.
+// What only a host of the quorum runs is in member.go and may start while the
+// host runs, when it is made eligible.
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fleet/gossip"
+	"fleet/node/api"
+	"fleet/node/blob"
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/journal"
+	"fleet/node/presence"
+	"fleet/node/process"
+	"fleet/node/rpc"
+	"fleet/node/runcmd"
+	"fleet/node/transport"
+)
+
+// Timing is how fast a host does what it does again and again. The zero value
+// is for production.
+type Timing struct {
+	Heartbeat time.Duration // presence.DefaultInterval when zero
+	Fast      bool          // gossip and Raft for one machine: short timeouts
+}
+
+// Config is what a host is told.
+type Config struct {
+	DataDir   string
+	Listen    string // "host:port" of the one port, TCP and UDP
+	Advertise string // "ip:port" where others reach it; "" keeps what it enrolled with
+	Socket    string // path of the local socket; "" opens none
+	Version   string // of the program
+	Logger    *slog.Logger
+	Timing    Timing
+
+	// For tests: an in-memory network, in-memory Raft stores, other clocks and
+	// children. Nil and false are the real ones.
+	Listener net.Listener
+	Packet   net.PacketConn
+	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
+	Memory   bool
+	Now      func() time.Time
+	Starter  process.Starter
+}
+
+// BlobBudget is how many bytes the blobs of one host may take.
+const BlobBudget = 1 << 30
+
+// stopTimeout bounds an orderly stop.
+const stopTimeout = 15 * time.Second
+
+// Node is one host.
+type Node struct {
+	cfg  Config
+	log  *slog.Logger
+	dir  *enrol.Dir
+	info *enrol.Fleet
+	root fleet.PublicKey
+	key  identity.PrivateKey // agent key
+
+	agentTLS  atomic.Pointer[tls.Certificate]
+	quorumTLS atomic.Pointer[tls.Certificate] // nil until certified
+	trust     atomic.Pointer[identity.Trust]
+	trustMu   sync.Mutex // one replacement of trust at a time
+	install1  sync.Mutex // one installation as a quorum host at a time
+	record    atomic.Pointer[[]byte]
+	member    atomic.Pointer[member] // nil on an ordinary host
+
+	transport *transport.Transport
+	rpcServer *rpc.Server
+	rpc       *rpc.Client // speaks as an agent; a member has another
+	blobs     *blob.Store
+	journal   *journal.Journal
+	runner    *runcmd.Runner
+	clock     *presence.Clock
+	beats     *presence.Beats
+	seen      *presence.Table
+	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
+	view      *view
+	boot      string
+
+	ctx    context.Context // ends when the host stops
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+	parts  sync.Mutex // guards stopping, against late starts
+	closed bool
+
+	ready     chan struct{} // closed when a voter has answered for the first time
+	readyOnce sync.Once
+	done      chan struct{} // closed when everything has ended
+}
+
+// New opens the data directory and builds the host. It takes the port, the
+// journal and the blobs, and starts nothing. On error it gives back what it took.
+func New(cfg Config) (_ *Node, err error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	dir, info, err := enrol.OpenDir(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		cfg: cfg, dir: dir, info: info, root: info.Root(),
+		log:   cfg.Logger.With("node", info.Node),
+		seen:  presence.NewTable(),
+		ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	n.view = newView(n.cfg.Now)
+	n.ctx, n.cancel = context.WithCancelCause(context.Background())
+	var undo []func() error
+	defer func() {
+		if err == nil {
+			return
+		}
+		n.cancel(err)
+		for i := len(undo) - 1; i >= 0; i-- {
+			err = errors.Join(err, undo[i]())
+		}
+	}()
+	if err := n.loadIdentities(); err != nil {
+		return nil, err
+	}
+	if n.boot, err = process.BootID(); err != nil {
+		return nil, err
+	}
+	if n.transport, err = transport.New(transport.Config{
+		Fleet: info.Fleet, Listen: cfg.Listen, Listener: cfg.Listener, Packet: cfg.Packet, Dial: cfg.Dial,
+		Agent: n.agentTLS.Load, Quorum: n.quorumTLS.Load, Admit: n.admit, Now: cfg.Now,
+		Logger: n.log.With("component", "transport"),
+	}); err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.transport.Close)
+	n.rpc = rpc.NewClient(n.dialRPC(fleet.RoleAgent))
+	undo = append(undo, n.rpc.Close)
+	if n.blobs, err = blob.Open(dir.File("blob"), BlobBudget); err != nil {
+		return nil, err
+	}
+	if n.journal, err = journal.Open(dir.File("journal")); err != nil {
+		return nil, err
+	}
+	undo = append(undo, n.journal.Close)
+	if err := n.buildAgent(); err != nil {
+		return nil, err
+	}
+	n.buildRPC()
+	return n, nil
+}
+
+func (n *Node) loadIdentities() error {
+	agent, err := n.dir.LoadIdentity(enrol.Agent)
+	if err != nil {
+		return fmt.Errorf("agent identity: %w", err)
+	}
+	n.key = agent.Key
+	if id := fleet.NodeIDOf(agent.Key.Public()); id != n.info.Node {
+		return fleet.Errorf(fleet.Corrupt, "the agent key in %s belongs to %s, fleet.json names %s", n.dir.Path(), id, n.info.Node)
+	}
+	cert := agent.TLS()
+	n.agentTLS.Store(&cert)
+	trust, err := n.dir.Trust(n.root)
+	if err != nil {
+		return err
+	}
+	n.trust.Store(trust)
+	peers, err := n.dir.Peers()
+	if err != nil {
+		return err
+	}
+	n.view.setPeers(peers)
+	if record, err := os.ReadFile(n.dir.File("keys/node.record")); err == nil {
+		n.record.Store(&record)
+	}
+	quorum, err := n.dir.LoadIdentity(enrol.Quorum)
+	switch {
+	case err == nil:
+		cert := quorum.TLS()
+		n.quorumTLS.Store(&cert)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("quorum identity: %w", err)
+	}
+	return nil
+}
+
+// Start starts every part and returns; Ready tells when a voter has answered.
+func (n *Node) Start(context.Context) error {
+	if err := n.listenLocal(); err != nil {
+		return err
+	}
+	go n.finish(n.carry())
+	n.run("rpc", func(ctx context.Context) error { return n.rpcServer.Serve(ctx, n.transport.Listener(transport.RPC)) })
+	n.run("join", func(ctx context.Context) error {
+		return n.joinServer().Serve(ctx, n.transport.Listener(transport.Join))
+	})
+	if n.quorumTLS.Load() != nil {
+		if err := n.startMember(); err != nil {
+			return errors.Join(err, n.Stop(context.Background()))
+		}
+	}
+	n.run("agent", n.runner.Run)
+	n.run("heartbeats", n.beats.Run)
+	n.run("gossip", n.runRing)
+	n.run("renewal", n.runRenewal)
+	trust := n.trust.Load()
+	n.log.Info("started", "version", n.cfg.Version, "fleet", n.info.Name, "name", n.info.NodeName, "data", n.dir.Path(),
+		"addr", n.transport.Addr().String(), "advertise", n.advertised(), "role", n.role(), "trust", trust.Version)
+	return nil
+}
+
+// run runs a part until the host stops. A part that ends with an error stops
+// the host: a host that lives on without one of its parts would lie about it.
+func (n *Node) run(component string, part func(ctx context.Context) error) {
+	n.parts.Lock()
+	defer n.parts.Unlock()
+	if n.closed {
+		return
+	}
+	n.wg.Go(func() {
+		if err := part(n.ctx); err != nil && n.ctx.Err() == nil {
+			n.log.Error("part ended", "component", component, "err", err)
+			n.cancel(fmt.Errorf("%s: %w", component, err))
+		}
+	})
+}
+
+// fatal stops the host after an error that it must not survive.
+func (n *Node) fatal(err error) {
+	n.log.Error("stopping", "err", err)
+	n.cancel(err)
+}
+
+// carry runs the transport, which outlives every part that says farewell over
+// it. It answers how to end it.
+func (n *Node) carry() (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := n.transport.Run(ctx); err != nil && ctx.Err() == nil {
+			n.fatal(fmt.Errorf("transport: %w", err))
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// finish waits for the end and closes what is open.
+func (n *Node) finish(endTransport func()) {
+	<-n.ctx.Done()
+	n.parts.Lock()
+	n.closed = true
+	n.parts.Unlock()
+	n.wg.Wait()
+	endTransport()
+	if err := errors.Join(n.rpc.Close(), n.transport.Close(), n.journal.Close()); err != nil {
+		n.log.Warn("not closed in order", "err", err)
+	}
+	close(n.done)
+}
+
+// errStopped is the cause of an ordered stop.
+var errStopped = errors.New("stopped")
+
+// Stop hands leadership over if this host leads, stops every part and waits.
+// It may be called more than once.
+func (n *Node) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	if m := n.member.Load(); m != nil && n.ctx.Err() == nil {
+		m.handOver(ctx)
+	}
+	n.cancel(errStopped)
+	select {
+	case <-n.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop: parts are still running: %w", context.Cause(ctx))
+	}
+}
+
+// Ready is closed when a voter has answered this host for the first time.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Done is closed when the host has stopped.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err is why the host stopped: nil while it runs and after Stop.
+func (n *Node) Err() error {
+	if err := context.Cause(n.ctx); err != nil && !errors.Is(err, errStopped) {
+		return err
+	}
+	return nil
+}
+
+// ID is the host's node ID.
+func (n *Node) ID() fleet.NodeID { return n.info.Node }
+
+// Name is the host's name.
+func (n *Node) Name() string { return n.info.NodeName }
+
+// Address is where others reach the host.
+func (n *Node) Address() string { return n.advertised() }
+
+// Leads reports whether this host leads the quorum now.
+func (n *Node) Leads() bool {
+	m := n.member.Load()
+	return m != nil && m.quorum.Ready()
+}
+
+func (n *Node) role() string {
+	m := n.member.Load()
+	switch {
+	case m == nil:
+		return fleet.RoleNameAgent
+	case n.trust.Load().IsVoter(n.info.Node, m.key.Public()):
+		return fleet.RoleNameVoter
+	default:
+		return fleet.RoleNameEligible
+	}
+}
+
+// admit is this host's check of a peer whose certificate is in order: an agent
+// certificate counts only if its issuing key stands in trust.json and, where
+// the registry is, if it is for the key in the node's row; Raft speaks only
+// with hosts that trust.json or the configuration names.
+func (n *Node) admit(p transport.Proto, peer identity.Peer) error {
+	trust := n.trust.Load()
+	m := n.member.Load()
+	switch peer.Role {
+	case fleet.RoleAgent:
+		if m != nil {
+			return m.admitAgent(peer, trust, n.cfg.Now())
+		}
+		if !trust.Issuer(peer.Issuer, n.cfg.Now()) {
+			return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
+		}
+	case fleet.RoleQuorum:
+		if p == transport.Raft && (m == nil || !m.admitRaft(peer, trust)) {
+			return fleet.Errorf(fleet.Denied, "%s is not in this fleet's quorum", peer.Node)
+		}
+	}
+	return nil
+}
+
+// setTrust follows trust.json by version. The bytes come from anyone: the root
+// key's signature makes them true.
+func (n *Node) setTrust(raw []byte) error {
+	n.trustMu.Lock()
+	defer n.trustMu.Unlock()
+	next, err := identity.ParseTrust(raw, n.root)
+	if err != nil {
+		return err
+	}
+	held := n.trust.Load()
+	if next.Version <= held.Version || next.Epoch < held.Epoch {
+		return nil
+	}
+	if err := n.dir.SaveTrust(next); err != nil {
+		return err
+	}
+	n.trust.Store(next)
+	n.log.Info("trust changed", "trust", next.Version, "voters", len(next.Voters), "k", next.K)
+	n.transport.Recheck()
+	return nil
+}
+
+// listenLocal opens the local socket.
+func (n *Node) listenLocal() error {
+	if n.cfg.Socket == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(n.cfg.Socket), 0o755); err != nil {
+		return fmt.Errorf("open local socket: %w", err)
+	}
+	l, err := api.ListenLocal(n.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	n.run("local socket", func(ctx context.Context) error {
+		return api.ServeLocal(ctx, l, n, n.log.With("component", "api"))
+	})
+	return nil
+}

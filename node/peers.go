@@ -1,0 +1,204 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/rpc"
+	"fleet/node/transport"
+)
+
+// dialTimeout bounds one try at one address.
+const dialTimeout = 5 * time.Second
+
+// dialRPC gives the way of calls that this host makes with one of its
+// identities: as an agent for what it says of itself, as a quorum host for what
+// the quorum asks.
+func (n *Node) dialRPC(as fleet.Role) func(ctx context.Context, node fleet.NodeID, role fleet.Role) (net.Conn, error) {
+	return func(ctx context.Context, node fleet.NodeID, role fleet.Role) (net.Conn, error) {
+		return n.dial(ctx, transport.RPC, as, node, role)
+	}
+}
+
+// dial tries each address that is known for a host.
+func (n *Node) dial(ctx context.Context, p transport.Proto, as fleet.Role, node fleet.NodeID, role fleet.Role) (net.Conn, error) {
+	addrs := n.addresses(node)
+	if len(addrs) == 0 {
+		return nil, fleet.Errorf(fleet.Unavailable, "no address is known for %s", node)
+	}
+	var failures []error
+	for _, addr := range addrs {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		conn, err := n.transport.DialPeer(ctx, p, as, addr, role, node)
+		cancel()
+		if err == nil {
+			return conn, nil
+		}
+		failures = append(failures, err)
+	}
+	return nil, fleet.Errorf(fleet.Unavailable, "%s does not answer: %w", node, errors.Join(failures...))
+}
+
+// addresses lists where a host may answer, the most trustworthy first: the
+// registry, the host's own signed record in gossip, what was written down at
+// the last contact.
+func (n *Node) addresses(node fleet.NodeID) []string {
+	var addrs []string
+	add := func(addr string) {
+		if addr != "" && !slices.Contains(addrs, addr) {
+			addrs = append(addrs, addr)
+		}
+	}
+	if node == n.info.Node {
+		add(n.advertised())
+	}
+	if m := n.member.Load(); m != nil {
+		if row := m.fsm.Store().Node(node); row != nil {
+			add(row.Address)
+		}
+	}
+	add(n.view.address(node))
+	if ring := n.ringRef.Load(); ring != nil {
+		for _, member := range ring.Members() {
+			if member.Node == node {
+				add(member.Addr.String())
+			}
+		}
+	}
+	add(n.view.peer(node))
+	return addrs
+}
+
+// quorumPeers lists the hosts of the quorum with an address of each.
+func (n *Node) quorumPeers() []enrol.Peer {
+	var peers []enrol.Peer
+	for _, v := range n.trust.Load().Voters {
+		if addrs := n.addresses(v.Node); len(addrs) > 0 {
+			peers = append(peers, enrol.Peer{Node: v.Node, Address: addrs[0]})
+		}
+	}
+	return peers
+}
+
+// savePeers writes the quorum's addresses down when they have changed, for a
+// start with the quorum away.
+func (n *Node) savePeers() error {
+	peers := n.quorumPeers()
+	if !n.view.setPeers(peers) {
+		return nil
+	}
+	return n.dir.SavePeers(peers)
+}
+
+func (n *Node) voters() []fleet.NodeID {
+	trust := n.trust.Load()
+	ids := make([]fleet.NodeID, len(trust.Voters))
+	for i, v := range trust.Voters {
+		ids[i] = v.Node
+	}
+	return ids
+}
+
+func (n *Node) leader() fleet.NodeID {
+	if m := n.member.Load(); m != nil {
+		return m.quorum.Leader()
+	}
+	return n.view.leader()
+}
+
+// view is what an ordinary host knows of the others: its own copy of the
+// registry, from heartbeat answers, and the quorum's last known addresses.
+type view struct {
+	now func() time.Time
+
+	mu    sync.Mutex // guards all below
+	rows  map[fleet.NodeID]rpc.ViewRow
+	index uint64
+	asOf  time.Time
+	lead  fleet.NodeID
+	peers map[fleet.NodeID]string
+}
+
+func newView(now func() time.Time) *view {
+	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, peers: map[fleet.NodeID]string{}}
+}
+
+func (v *view) merge(resp *rpc.HeartbeatResponse) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if resp.ViewFull {
+		v.rows = map[fleet.NodeID]rpc.ViewRow{}
+	} else if resp.ViewIndex < v.index {
+		return // an answer overtaken by a newer one
+	}
+	for _, row := range resp.View {
+		if row.Removed {
+			delete(v.rows, row.ID)
+		} else {
+			v.rows[row.ID] = row
+		}
+	}
+	v.index, v.asOf, v.lead = resp.ViewIndex, v.now(), resp.Leader
+}
+
+func (v *view) at() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.index
+}
+
+func (v *view) leader() fleet.NodeID {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.lead
+}
+
+func (v *view) address(node fleet.NodeID) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.rows[node].Address
+}
+
+func (v *view) peer(node fleet.NodeID) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.peers[node]
+}
+
+// setPeers reports whether the addresses differ from those it had.
+func (v *view) setPeers(peers []enrol.Peer) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	changed := len(peers) != len(v.peers)
+	next := make(map[fleet.NodeID]string, len(peers))
+	for _, p := range peers {
+		changed = changed || v.peers[p.Node] != p.Address
+		next[p.Node] = p.Address
+	}
+	v.peers = next
+	return changed
+}
+
+// list is a copy of the rows by name, and when they were last confirmed.
+func (v *view) list() ([]rpc.ViewRow, time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	rows := make([]rpc.ViewRow, 0, len(v.rows))
+	for _, row := range v.rows {
+		rows = append(rows, row)
+	}
+	sort.Slice(rows, func(i, j int) bool {
+		if rows[i].Name != rows[j].Name {
+			return rows[i].Name < rows[j].Name
+		}
+		return rows[i].ID < rows[j].ID
+	})
+	return rows, v.asOf
+}

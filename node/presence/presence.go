@@ -1,0 +1,70 @@
+// Package presence knows who was heard from, and what time the fleet says it
+// is. Both come from heartbeats, which every host sends to two voters.
+//
+// A voter keeps the last heartbeat of each host in a Table, in memory only:
+// after a restart a host is unknown, not lost. A host keeps in a Clock what
+// time the voters said, because it may start a command only on the word of k
+// of them (k as in trust.json), never on its own clock, which may be wrong or
+// set back on purpose. Beats is the loop that feeds both.
+package presence
+
+import (
+	"sync"
+	"time"
+
+	"fleet/node/fleet"
+)
+
+// Seen is what a voter last heard from a host.
+type Seen struct {
+	LastSeen time.Time // by the voter's clock
+	Version  string    // of the program on the host
+	Boot     string    // the host's boot ID
+	Trust    uint32    // version of trust.json that the host holds
+	Warnings []string  // codes, at most 8
+}
+
+// Table holds the newest heartbeat of each host. It is bounded by its caller,
+// which records enrolled hosts only.
+type Table struct {
+	mu   sync.Mutex // guards rows
+	rows map[fleet.NodeID]Seen
+}
+
+// NewTable makes an empty table.
+func NewTable() *Table { return &Table{rows: map[fleet.NodeID]Seen{}} }
+
+// Record keeps s if it is newer than what is known.
+func (t *Table) Record(node fleet.NodeID, s Seen) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.LastSeen.After(t.rows[node].LastSeen) {
+		t.rows[node] = s
+	}
+}
+
+// Get answers what is known of one host.
+func (t *Table) Get(node fleet.NodeID) (Seen, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, ok := t.rows[node]
+	return s, ok
+}
+
+// All is a copy of the table.
+func (t *Table) All() map[fleet.NodeID]Seen {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make(map[fleet.NodeID]Seen, len(t.rows))
+	for id, s := range t.rows {
+		all[id] = s
+	}
+	return all
+}
+
+// Merge adds rows of another voter's table; the newer of two rows stays.
+func Merge(into map[fleet.NodeID]Seen, node fleet.NodeID, s Seen) {
+	if s.LastSeen.After(into[node].LastSeen) {
+		into[node] = s
+	}
+}

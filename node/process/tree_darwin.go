@@ -1,0 +1,26 @@
+package process
+
+import (
+	"syscall"
+	"time"
+)
+
+// killTree ends the child's process group.
+func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
+	signalGroup(p.id.PID, syscall.SIGTERM)
+	grace := time.NewTimer(p.spec.Grace)
+	defer grace.Stop()
+	select {
+	case <-ended:
+	case <-grace.C:
+	}
+	signalGroup(p.id.PID, syscall.SIGKILL)
+	patience := time.NewTimer(killPatience)
+	defer patience.Stop()
+	select {
+	case <-ended:
+		return 0
+	case <-patience.C:
+		return 1
+	}
+}

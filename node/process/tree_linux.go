@@ -1,0 +1,278 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// settle is how long walks must find nothing before a tree is taken for gone:
+// a process in the middle of an exec has no environment for a moment, and so
+// no mark.
+const settle = 20 * time.Millisecond
+
+// maxEnviron is how much of a process's environment is searched for a mark.
+const maxEnviron = 4 << 20
+
+// stat is what /proc/PID/stat says of a process.
+type stat struct {
+	pid     int
+	state   byte // 'Z' and 'X' are dead already
+	parent  int
+	group   int
+	session int
+	start   uint64
+}
+
+// parseStat reads one /proc/PID/stat. The name of the program, in brackets,
+// may itself hold spaces and brackets.
+func parseStat(line string) (stat, error) {
+	open, end := strings.IndexByte(line, '('), strings.LastIndexByte(line, ')')
+	if open < 1 || end < open {
+		return stat{}, fmt.Errorf("stat %.100q: no name in brackets", line)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line[:open]))
+	if err != nil {
+		return stat{}, fmt.Errorf("stat: %w", err)
+	}
+	fields := strings.Fields(line[end+1:]) // from the third field on
+	if len(fields) < 20 || len(fields[0]) != 1 {
+		return stat{}, fmt.Errorf("stat of %d: %d fields after the name", pid, len(fields))
+	}
+	s := stat{pid: pid, state: fields[0][0]}
+	for i, to := range map[int]*int{1: &s.parent, 2: &s.group, 3: &s.session} {
+		if *to, err = strconv.Atoi(fields[i]); err != nil {
+			return stat{}, fmt.Errorf("stat of %d: %w", pid, err)
+		}
+	}
+	if s.start, err = strconv.ParseUint(fields[19], 10, 64); err != nil {
+		return stat{}, fmt.Errorf("stat of %d: %w", pid, err)
+	}
+	return s, nil
+}
+
+func (s stat) dead() bool { return s.state == 'Z' || s.state == 'X' }
+
+func readStat(pid int) (stat, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(string(b))
+}
+
+// BootID names this boot of the machine. It is an error where the kernel has
+// none to give; "" on systems without one.
+func BootID() (string, error) { return bootID() }
+
+var bootID = sync.OnceValues(func() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("boot ID of this machine: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+})
+
+func identify(pid int, mark string) Identity {
+	id := Identity{PID: pid, Mark: mark}
+	if boot, err := BootID(); err == nil {
+		id.Boot = boot
+	}
+	if s, err := readStat(pid); err == nil {
+		id.Start = s.start
+	}
+	return id
+}
+
+// members lists the living processes of a child's tree: its group, its
+// session, what carries its mark, and the descendants of all those. ours is
+// false when the number of the child may have been given to another process
+// since; then only the mark counts.
+func members(id Identity, ours bool) []stat {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	names, _ := dir.Readdirnames(-1) // what was read before an error counts
+	_ = dir.Close()
+	self := os.Getpid()
+	var all []stat
+	in := map[int]bool{}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil || pid <= 1 || pid == self {
+			continue
+		}
+		s, err := readStat(pid)
+		if err != nil || s.dead() {
+			continue
+		}
+		all = append(all, s)
+		in[pid] = ours && (pid == id.PID || s.group == id.PID || s.session == id.PID) || marked(pid, id.Mark)
+	}
+	for grown := true; grown; {
+		grown = false
+		for _, s := range all {
+			if !in[s.pid] && in[s.parent] {
+				in[s.pid] = true
+				grown = true
+			}
+		}
+	}
+	var tree []stat
+	for _, s := range all {
+		if in[s.pid] {
+			tree = append(tree, s)
+		}
+	}
+	return tree
+}
+
+// marked reports whether a process carries the mark in its environment.
+func marked(pid int, mark string) bool {
+	if mark == "" {
+		return false
+	}
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	want := []byte(MarkVariable + "=" + mark)
+	buf := make([]byte, 0, 16<<10)
+	chunk := make([]byte, 16<<10)
+	for len(buf) < maxEnviron {
+		n, err := f.Read(chunk)
+		buf = append(buf, chunk[:n]...)
+		if err != nil || n == 0 {
+			break
+		}
+	}
+	for entry := range bytes.SplitSeq(buf, []byte{0}) {
+		if bytes.Equal(entry, want) {
+			return true
+		}
+	}
+	return false
+}
+
+// signalOne signals a process, not one that took its number since.
+func signalOne(s stat, sig syscall.Signal) {
+	p, err := os.FindProcess(s.pid) // holds on to the process by descriptor
+	if err != nil {
+		return
+	}
+	defer func() { _ = p.Release() }()
+	if now, err := readStat(s.pid); err != nil || now.start != s.start {
+		return
+	}
+	_ = p.Signal(sig) // that it ended meanwhile is what we want
+}
+
+// killTree ends the child's tree and says how many survived. ended is closed
+// when the child itself has ended (and is not reaped yet).
+func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
+	signalGroup(p.id.PID, syscall.SIGTERM)
+	for _, s := range members(p.id, true) {
+		signalOne(s, syscall.SIGTERM)
+	}
+	if waitGone(p.id, true, ended, p.spec.Grace) {
+		return 0
+	}
+	return killAll(p.id, true, ended)
+}
+
+// killAll sends SIGKILL to a tree until nothing of it is left, at most for
+// killPatience. It repeats, because a tree can grow while it is walked.
+func killAll(id Identity, ours bool, ended <-chan struct{}) (survivors int) {
+	deadline := time.Now().Add(killPatience)
+	for {
+		if ours {
+			signalGroup(id.PID, syscall.SIGKILL) // all of the group at once
+		}
+		for _, s := range members(id, ours) {
+			signalOne(s, syscall.SIGKILL)
+		}
+		if waitGone(id, ours, ended, 50*time.Millisecond) {
+			return 0
+		}
+		if time.Now().After(deadline) {
+			return max(1, len(members(id, ours)))
+		}
+	}
+}
+
+// waitGone waits until nothing of a tree is left and ended is closed, at most
+// for patience, and reports whether that is so. The child itself is in ended
+// too, so that a machine without /proc cannot make it be taken for gone.
+func waitGone(id Identity, ours bool, ended <-chan struct{}, patience time.Duration) bool {
+	over := time.NewTimer(max(patience, 2*settle))
+	defer over.Stop()
+	var empty time.Time // since when walks found nothing
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		gone := len(members(id, ours)) == 0
+		select {
+		case <-ended:
+		default:
+			gone = false
+		}
+		switch {
+		case !gone:
+			empty = time.Time{}
+		case empty.IsZero():
+			empty = time.Now()
+		case time.Since(empty) >= settle:
+			return true
+		}
+		again := time.NewTimer(pause)
+		select {
+		case <-again.C:
+		case <-over.C:
+			again.Stop()
+			return false
+		}
+	}
+}
+
+// closed is the end of a child that is not ours to wait for.
+var closed = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// KillLeftover ends what an earlier run of this program left of a child's
+// tree, and says how many processes that were. It touches nothing when the
+// machine was started anew since, and no process that merely has the child's
+// number. An error says that some are still there.
+func KillLeftover(ctx context.Context, id Identity) (killed int, err error) {
+	boot, err := BootID()
+	if err != nil {
+		return 0, err
+	}
+	if id.PID <= 1 || id.Boot == "" || id.Boot != boot {
+		return 0, nil
+	}
+	// A number is not given away while a group or session has it. So when its
+	// process is gone, the group may be that of a later one: only the mark tells.
+	s, err := readStat(id.PID)
+	ours := err == nil && s.start == id.Start
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
+		return 0, fmt.Errorf("leftover process %d: %w", id.PID, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	found := len(members(id, ours))
+	if left := killAll(id, ours, closed); left > 0 {
+		return found - min(left, found), fmt.Errorf("leftover process %d: %d of its tree could not be killed", id.PID, left)
+	}
+	return found, nil
+}

@@ -1,0 +1,35 @@
+package process
+
+import (
+	"errors"
+	"os/user"
+
+	"fleet/node/fleet"
+)
+
+// Account is a user of this machine.
+type Account struct {
+	Name string
+	UID  string // a number; a SID on Windows
+	GID  string
+	Home string
+	Own  bool // the user that this process runs as
+}
+
+// LookupUser finds a user by name; "" is the user that this process runs as.
+func LookupUser(name string) (Account, error) {
+	own, err := user.Current()
+	if err != nil {
+		return Account{}, fleet.Errorf(fleet.Other, "find the user of this process: %w", err)
+	}
+	u := own
+	if name != "" {
+		if u, err = user.Lookup(name); err != nil {
+			if errors.As(err, new(user.UnknownUserError)) {
+				return Account{}, fleet.Errorf(fleet.NotFound, "user %.64q does not exist on this host", name)
+			}
+			return Account{}, fleet.Errorf(fleet.Other, "find user %.64q: %w", name, err)
+		}
+	}
+	return Account{Name: u.Username, UID: u.Uid, GID: u.Gid, Home: u.HomeDir, Own: u.Uid == own.Uid}, nil
+}

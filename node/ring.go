@@ -1,0 +1,141 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"fleet/gossip"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/transport"
+)
+
+// Cell is the name of the one cell that a fleet has; gossip's label and every
+// node record carry it.
+const Cell = ""
+
+// recordWait is how long a host waits before it looks again for its node record.
+const recordWait = time.Second
+
+// runRing takes part in gossip. A host needs its signed node record for that;
+// until the quorum has given one it waits.
+func (n *Node) runRing(ctx context.Context) error {
+	if err := n.ownRecord(ctx); err != nil {
+		return nil // stopped first
+	}
+	keys, err := n.dir.GossipKeys()
+	if err != nil {
+		return err
+	}
+	advertise, err := netip.ParseAddrPort(n.advertised())
+	if err != nil {
+		return fmt.Errorf("advertised address: %w", err)
+	}
+	ring, err := gossip.New(gossip.Config{
+		Fleet: n.info.Fleet, Cell: Cell, Self: n.info.Node, Keys: keys,
+		Record: func() []byte { return *n.record.Load() },
+		Verify: func(b []byte) (identity.NodeRecord, error) {
+			return identity.VerifyNodeRecord(b, n.trust.Load(), n.cfg.Now())
+		},
+		Packet: n.transport.Packet(), Listener: n.transport.Listener(transport.Gossip),
+		Dial: func(ctx context.Context, node fleet.NodeID, addr string) (net.Conn, error) {
+			return n.transport.DialPeer(ctx, transport.Gossip, fleet.RoleAgent, addr, fleet.RoleAgent, node)
+		},
+		Seeds: n.seeds, Advertise: advertise, Fast: n.cfg.Timing.Fast, Logger: n.log.With("component", "gossip"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := ring.Start(); err != nil {
+		return err
+	}
+	n.ringRef.Store(ring)
+	<-ctx.Done()
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := ring.Leave(leaving); err != nil {
+		n.log.Debug("ring not told of the stop", "err", err)
+	}
+	return ring.Close()
+}
+
+// leaveTimeout bounds the farewell of a host that stops.
+const leaveTimeout = 2 * time.Second
+
+// seeds lists the hosts that ought to be in the ring: the quorum first, then
+// the registry as this host knows it. Gossip forgets, the registry does not.
+func (n *Node) seeds() []gossip.Seed {
+	var seeds []gossip.Seed
+	known := map[fleet.NodeID]bool{n.info.Node: true}
+	add := func(node fleet.NodeID, addr string) {
+		if !known[node] && addr != "" {
+			known[node] = true
+			seeds = append(seeds, gossip.Seed{Node: node, Address: addr})
+		}
+	}
+	for _, p := range n.quorumPeers() {
+		add(p.Node, p.Address)
+	}
+	rows, _ := n.view.list()
+	for _, row := range rows {
+		add(row.ID, row.Address)
+	}
+	return seeds
+}
+
+// ownRecord waits until this host has a node record for the address that it
+// answers at. A voter signs its own.
+func (n *Node) ownRecord(ctx context.Context) error {
+	for {
+		if record := n.record.Load(); record != nil {
+			r, err := identity.VerifyNodeRecord(*record, n.trust.Load(), n.cfg.Now())
+			if err == nil && r.Addr.String() == n.advertised() {
+				return nil
+			}
+		}
+		if m := n.member.Load(); m != nil {
+			if err := m.signOwnRecord(); err == nil {
+				continue
+			}
+		}
+		timer := time.NewTimer(recordWait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// signOwnRecord makes a voter's node record.
+func (m *member) signOwnRecord() error {
+	issuing, err := m.issuing()
+	if err != nil {
+		return err
+	}
+	_, record, err := issuing.Certify(&fleet.Node{ID: m.n.info.Node, Key: m.n.key.Public(), Address: m.n.advertised()}, m.n.cfg.Now())
+	if err != nil {
+		return err
+	}
+	m.n.setRecord(record)
+	return nil
+}
+
+// ringAlive counts the members that gossip believes alive, this host included.
+func (n *Node) ringAlive() int {
+	ring := n.ringRef.Load()
+	if ring == nil {
+		return 0
+	}
+	alive := 0
+	for _, m := range ring.Members() {
+		if m.State == gossip.Alive {
+			alive++
+		}
+	}
+	return alive
+}

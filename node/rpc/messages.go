@@ -1,0 +1,377 @@
+package rpc
+
+import (
+	"fleet/node/fleet"
+	"fleet/node/wire"
+)
+
+// What a []byte holds that is signed or defined elsewhere is named in its
+// comment; it is carried as it is and checked by whoever opens it.
+
+// Empty is a request or an answer that says nothing.
+type Empty struct{}
+
+// Limits of what hosts say of themselves.
+const (
+	MaxWarnings    = 8
+	MaxWarningText = 256 // bytes of one warning
+	maxShortText   = 64  // bytes of a version or a boot ID
+)
+
+// HeartbeatRequest is what a host says to a quorum host every few seconds.
+type HeartbeatRequest struct {
+	Nonce        [16]byte `msgpack:"n"` // comes back in the answer: its time is not older than this question
+	Version      string   `msgpack:"v"`
+	TrustVersion uint32   `msgpack:"t"` // of the trust.json held
+	ViewIndex    uint64   `msgpack:"i"` // of the view held; 0 asks for all of it
+	Boot         string   `msgpack:"b"` // changes when the agent is started
+	Warnings     []string `msgpack:"w,omitempty"`
+}
+
+// Validate checks the limits of the text.
+func (r *HeartbeatRequest) Validate() error {
+	if err := checkText("boot", r.Boot, maxShortText); err != nil {
+		return err
+	}
+	return checkSaid(r.Version, r.Warnings)
+}
+
+// HeartbeatResponse is a quorum host's answer.
+type HeartbeatResponse struct {
+	Nonce      [16]byte     `msgpack:"n"`
+	Time       int64        `msgpack:"t"`           // the quorum host's clock
+	Trust      []byte       `msgpack:"s,omitempty"` // trust.json, when newer
+	View       []ViewRow    `msgpack:"v,omitempty"` // what changed since ViewIndex
+	ViewIndex  uint64       `msgpack:"i"`           // what the view covers after these rows
+	ViewFull   bool         `msgpack:"f,omitempty"` // View is everything: forget what was held
+	Leader     fleet.NodeID `msgpack:"l,omitempty"`
+	NodeRecord []byte       `msgpack:"r,omitempty"` // a newer one of the caller's own
+}
+
+// Validate checks the rows.
+func (r *HeartbeatResponse) Validate() error {
+	for i := range r.View {
+		if err := r.View[i].validate(); err != nil {
+			return err
+		}
+	}
+	return checkOptionalNode(r.Leader)
+}
+
+// ViewRow is what every host may know of another.
+type ViewRow struct {
+	ID      fleet.NodeID      `msgpack:"i"`
+	Name    string            `msgpack:"n,omitempty"`
+	Labels  map[string]string `msgpack:"l,omitempty"`
+	Address string            `msgpack:"a,omitempty"`
+	Removed bool              `msgpack:"x,omitempty"` // no longer in the fleet; only ID is set
+}
+
+func (r *ViewRow) validate() error {
+	if err := checkNode(r.ID); err != nil || r.Removed {
+		return err
+	}
+	if err := fleet.CheckNodeName(r.Name); err != nil {
+		return err
+	}
+	for k, v := range r.Labels {
+		if err := fleet.CheckLabel(k, v); err != nil {
+			return err
+		}
+	}
+	return checkText("address", r.Address, 300)
+}
+
+// ReportRequest brings one host's result of one invocation.
+type ReportRequest struct {
+	Result []byte `msgpack:"r"`           // ticket.SignResult
+	Detail []byte `msgpack:"d,omitempty"` // runcmd's detail, at most 64 KiB
+}
+
+// Validate checks the sizes.
+func (r *ReportRequest) Validate() error {
+	return checkSizes(size{"result", len(r.Result), 8 << 10}, size{"detail", len(r.Detail), 64 << 10})
+}
+
+// ReportResponse says that the result was decided.
+type ReportResponse struct {
+	Index uint64 `msgpack:"i"` // log index that holds it; never 0
+}
+
+// Validate refuses an acknowledgement that acknowledges nothing.
+func (r *ReportResponse) Validate() error {
+	if r.Index == 0 {
+		return fleet.Errorf(fleet.Invalid, "acknowledged without a log index")
+	}
+	return nil
+}
+
+// ForwardReportRequest is a host's report that reached a voter which is not
+// the leader. Node is the host whose connection brought it.
+type ForwardReportRequest struct {
+	Node   fleet.NodeID  `msgpack:"n"`
+	Report ReportRequest `msgpack:"r"`
+}
+
+// Validate checks the node ID and the report.
+func (r *ForwardReportRequest) Validate() error {
+	if err := checkNode(r.Node); err != nil {
+		return err
+	}
+	return r.Report.Validate()
+}
+
+// BlobHead begins both streams: it says which blob follows or is asked for.
+type BlobHead struct {
+	Digest fleet.Digest `msgpack:"d"`
+	Size   int64        `msgpack:"s,omitempty"` // PutBlob: exact number of bytes that follow
+}
+
+// ParseBlobHead decodes the head of PutBlob and GetBlob.
+func ParseBlobHead(head []byte) (BlobHead, error) {
+	var h BlobHead
+	if err := wire.Unmarshal(head, &h); err != nil {
+		return h, fleet.Errorf(fleet.Invalid, "%w", err)
+	}
+	if h.Digest.IsZero() || h.Size < 0 || h.Size > MaxBlob {
+		return h, fleet.Errorf(fleet.Invalid, "blob without a digest, or of %d bytes where %d are allowed", h.Size, MaxBlob)
+	}
+	return h, nil
+}
+
+// RenewResponse is a new agent certificate for the key of the caller's
+// connection.
+type RenewResponse struct {
+	Certificate []byte `msgpack:"c"` // leaf, DER
+	Issuer      []byte `msgpack:"i"` // certificate of the issuing key, DER
+	NodeRecord  []byte `msgpack:"r"`
+}
+
+// ChangeAddressRequest says where the caller now answers.
+type ChangeAddressRequest struct {
+	Change []byte `msgpack:"c"` // identity.NewAddressChange
+}
+
+// ChangeAddressResponse brings the node record with the new address.
+type ChangeAddressResponse struct {
+	NodeRecord []byte `msgpack:"r"`
+}
+
+// DeliverRequest brings a command to a host. The host trusts nothing in it but
+// the signatures of the ticket and the digests that stand there.
+type DeliverRequest struct {
+	Ticket       []byte     `msgpack:"t"` // ticket.Signed
+	Index        uint32     `msgpack:"i"` // of the host among the targets
+	Path         [][32]byte `msgpack:"p,omitempty"`
+	Document     []byte     `msgpack:"d"` // content
+	DocumentName string     `msgpack:"n"`
+	Parameters   []byte     `msgpack:"a,omitempty"` // canonical msgpack
+	Trust        []byte     `msgpack:"s,omitempty"` // trust.json, when the host's may be older
+}
+
+// Validate checks the sizes.
+func (r *DeliverRequest) Validate() error {
+	if err := checkText("document name", r.DocumentName, 256); err != nil {
+		return err
+	}
+	return checkSizes(size{"ticket", len(r.Ticket), 8 << 10}, size{"path", len(r.Path), 32},
+		size{"document", len(r.Document), 64 << 10}, size{"parameters", len(r.Parameters), 192 << 10}, size{"trust", len(r.Trust), 64 << 10})
+}
+
+// DeliverState is what a host has done about one command.
+type DeliverState uint8
+
+// States of a delivery. The numbers cross the wire: append only.
+const (
+	DeliverAccepted DeliverState = 1 // in its journal; the result will be reported
+	DeliverDone     DeliverState = 2 // has a result: it is in the answer
+	DeliverRefused  DeliverState = 3 // will not run it: Reason, and a signed result if it could verify the ticket
+	DeliverNotReady DeliverState = 4 // cannot decide now (no fleet time, queue full): deliver again later
+)
+
+// DeliverResponse is the host's answer to Deliver and QueryCommand.
+type DeliverResponse struct {
+	State  DeliverState `msgpack:"s"`
+	Result []byte       `msgpack:"r,omitempty"` // ticket.SignResult
+	Detail []byte       `msgpack:"d,omitempty"`
+	Reason string       `msgpack:"m,omitempty"` // for a person, at most 256 bytes
+}
+
+// Validate checks the sizes and cleans the reason, which is foreign text.
+func (r *DeliverResponse) Validate() error {
+	if r.State < DeliverAccepted || r.State > DeliverNotReady {
+		return fleet.Errorf(fleet.Invalid, "delivery state %d is not known", r.State)
+	}
+	r.Reason = clean(r.Reason, MaxWarningText)
+	return checkSizes(size{"result", len(r.Result), 8 << 10}, size{"detail", len(r.Detail), 64 << 10})
+}
+
+// QueryCommandRequest asks a host what became of a command. A host that never
+// heard of it answers NotFound.
+type QueryCommandRequest struct {
+	Command fleet.CommandID `msgpack:"c"`
+	Attempt uint32          `msgpack:"a"`
+}
+
+// Validate checks the command ID.
+func (r *QueryCommandRequest) Validate() error { return checkCommand(r.Command) }
+
+// CandidateResponse is a host's request to become a voter.
+type CandidateResponse struct {
+	Candidate []byte `msgpack:"c"` // identity.NewCandidate
+}
+
+// InstallQuorumRequest makes a host a quorum host: the certificates that the
+// root key signed for its candidate request and the trust.json that names it.
+type InstallQuorumRequest struct {
+	QuorumCert []byte `msgpack:"q"` // DER
+	IssuerCert []byte `msgpack:"i"` // DER
+	Trust      []byte `msgpack:"t"`
+}
+
+// ForwardRequest carries an operator's request from the voter that he reached
+// to the leader, as he signed it. It is forwarded once: a leader that is none
+// answers NotLeader.
+type ForwardRequest struct {
+	Operation string             `msgpack:"o"`
+	Body      []byte             `msgpack:"b"`           // exact JSON
+	Proof     []byte             `msgpack:"p"`           // identity.SignProof
+	Operator  fleet.OperatorName `msgpack:"u,omitempty"` // whom the voter authenticated; the leader checks the proof itself
+}
+
+// Validate checks the names and sizes.
+func (r *ForwardRequest) Validate() error {
+	if r.Operator != "" {
+		if _, err := fleet.ParseOperatorName(string(r.Operator)); err != nil {
+			return err
+		}
+	}
+	if err := checkText("operation", r.Operation, maxShortText); err != nil {
+		return err
+	}
+	return checkSizes(size{"body", len(r.Body), 1 << 20}, size{"proof", len(r.Proof), 1 << 10})
+}
+
+// ForwardResponse is the operation's answer, JSON.
+type ForwardResponse struct {
+	Body []byte `msgpack:"b"`
+}
+
+// CoSignRequest asks a voter to sign a command's ticket from its own state.
+type CoSignRequest struct {
+	Command fleet.CommandID `msgpack:"c"`
+	Attempt uint32          `msgpack:"a"`
+	Mint    uint32          `msgpack:"m"`
+	Index   uint64          `msgpack:"i"` // log index to wait for before looking
+}
+
+// Validate checks the command ID.
+func (r *CoSignRequest) Validate() error { return checkCommand(r.Command) }
+
+// CoSignResponse is the voter's signature.
+type CoSignResponse struct {
+	Signature []byte `msgpack:"s"` // ticket.Signature, 72 bytes
+}
+
+// Validate checks the size.
+func (r *CoSignResponse) Validate() error {
+	if len(r.Signature) != 72 {
+		return fleet.Errorf(fleet.Invalid, "ticket signature of %d bytes: 72 expected", len(r.Signature))
+	}
+	return nil
+}
+
+// ReadIndexResponse is the log index that a linearizable read must wait for.
+type ReadIndexResponse struct {
+	Index uint64 `msgpack:"i"`
+}
+
+// AppliedResponse is the last log index that the voter applied.
+type AppliedResponse struct {
+	Index uint64 `msgpack:"i"`
+}
+
+// PresenceResponse is whom a voter has heard of.
+type PresenceResponse struct {
+	Rows []PresenceRow `msgpack:"r,omitempty"`
+}
+
+// PresenceRow is the last that a voter heard of one host.
+type PresenceRow struct {
+	ID       fleet.NodeID `msgpack:"i"`
+	LastSeen int64        `msgpack:"t"` // the voter's clock
+	Version  string       `msgpack:"v,omitempty"`
+	Warnings []string     `msgpack:"w,omitempty"`
+}
+
+// Validate checks every row.
+func (r *PresenceResponse) Validate() error {
+	for i := range r.Rows {
+		if err := checkNode(r.Rows[i].ID); err != nil {
+			return err
+		}
+		if err := checkSaid(r.Rows[i].Version, r.Rows[i].Warnings); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkNode(id fleet.NodeID) error {
+	_, err := fleet.ParseNodeID(string(id))
+	return err
+}
+
+func checkOptionalNode(id fleet.NodeID) error {
+	if id == "" {
+		return nil
+	}
+	return checkNode(id)
+}
+
+func checkCommand(id fleet.CommandID) error {
+	_, err := fleet.ParseCommandID(string(id))
+	return err
+}
+
+// checkSaid checks what a host says of itself: short, printable text.
+func checkSaid(version string, warnings []string) error {
+	if err := checkText("version", version, maxShortText); err != nil {
+		return err
+	}
+	if len(warnings) > MaxWarnings {
+		return fleet.Errorf(fleet.Invalid, "%d warnings: at most %d", len(warnings), MaxWarnings)
+	}
+	for _, w := range warnings {
+		if err := checkText("warning", w, MaxWarningText); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkText accepts at most max bytes of printable text.
+func checkText(what, s string, max int) error {
+	if len(s) > max {
+		return fleet.Errorf(fleet.Invalid, "%s of %d bytes: at most %d", what, len(s), max)
+	}
+	if clean(s, len(s)+len("…")) != s {
+		return fleet.Errorf(fleet.Invalid, "%s %.80q holds characters that cannot be shown", what, s)
+	}
+	return nil
+}
+
+type size struct {
+	what string
+	n    int
+	max  int
+}
+
+func checkSizes(sizes ...size) error {
+	for _, s := range sizes {
+		if s.n > s.max {
+			return fleet.Errorf(fleet.TooLarge, "%s of %d: at most %d", s.what, s.n, s.max)
+		}
+	}
+	return nil
+}

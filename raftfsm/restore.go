@@ -1,0 +1,522 @@
+package raftfsm
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/wire"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/state"
+)
+
+// Restore replaces the state by a snapshot's. It verifies the bytes and, since
+// they may come from another voter, what was signed; if anything is wrong the
+// state stays what it was. The error is of kind fleet.Corrupt.
+func (f *FSM) Restore(from io.ReadCloser) error {
+	defer from.Close()
+	old := f.Store()
+	r := &restorer{store: state.New(), old: old.Snapshot(), objects: map[proofID]objectID{}}
+	r.step = &step{Txn: r.store.Write(), fleet: f.fleet}
+	defer r.step.Abort()
+	if err := r.run(from); err != nil {
+		return fleet.Errorf(fleet.Corrupt, "restore snapshot: %w", err)
+	}
+	r.step.Commit()
+	f.store.Store(r.store)
+	old.Abandon()
+	f.setApplied(r.applied)
+	return nil
+}
+
+// restorer builds a state from a snapshot.
+type restorer struct {
+	store   *state.Store
+	old     *state.Store // what the snapshot replaces
+	step    *step
+	applied uint64
+
+	hasApplied bool
+	genesis    *identity.GenesisPayload
+	objects    map[proofID]objectID // what each proof made, here and in old
+}
+
+// tables says how the rows of each table come back, in the order in which they
+// stand in a snapshot: each check relies on the tables before it.
+var tables = []struct {
+	name string
+	load func(*restorer, []byte) error
+}{
+	{tableApplied, loader((*restorer).loadApplied)},
+	{tableFleet, loader((*restorer).loadFleet)},
+	{tableTrust, loader((*restorer).loadTrust)},
+	{tableClock, loader((*restorer).loadClock)},
+	{tableOperators, loader((*restorer).loadOperator)},
+	{tableRequests, loader((*restorer).loadRequest)},
+	{tableActivations, loader((*restorer).loadActivation)},
+	{tableNodes, loader((*restorer).loadNode)},
+	{tableContents, loader((*restorer).loadContent)},
+	{tableCommands, loader((*restorer).loadCommand)},
+	{tableShards, loader((*restorer).loadShard)},
+	{tableNonces, loader((*restorer).loadNonce)},
+}
+
+// loader decodes a row for a typed function.
+func loader[T any](load func(*restorer, *T) error) func(*restorer, []byte) error {
+	return func(r *restorer, b []byte) error {
+		row := new(T)
+		if err := wire.UnmarshalStrict(b, row); err != nil {
+			return err
+		}
+		return load(r, row)
+	}
+}
+
+func (r *restorer) run(from io.Reader) error {
+	in := &frameReader{r: bufio.NewReaderSize(from, 1<<16), sum: sha256.New()}
+	head, err := in.read(len(magic) + 1)
+	if err != nil {
+		return fmt.Errorf("read its header: %w", err)
+	}
+	if string(head[:len(magic)]) != magic {
+		return errors.New("it does not begin as a snapshot does")
+	}
+	if v := head[len(magic)]; v != snapshotVersion {
+		return fmt.Errorf("it has version %d, this release knows version %d", v, snapshotVersion)
+	}
+	in.sum.Write(head)
+	table := 0
+	for {
+		fr, digest, err := in.next()
+		if err != nil {
+			return fmt.Errorf("read frame %d: %w", in.frames, err)
+		}
+		if fr.Table == tableEnd {
+			return r.end(in, fr.Row, digest)
+		}
+		for table < len(tables) && tables[table].name != fr.Table {
+			table++
+		}
+		if table == len(tables) {
+			return fmt.Errorf("frame %d: the table %.32q is unknown or out of order", in.frames, fr.Table)
+		}
+		if err := tables[table].load(r, fr.Row); err != nil {
+			return fmt.Errorf("frame %d, a row of %s: %w", in.frames, fr.Table, err)
+		}
+		in.frames++
+	}
+}
+
+// end checks the trailer, and what only the whole state can show.
+func (r *restorer) end(in *frameReader, row []byte, digest fleet.Digest) error {
+	var t trailer
+	if err := wire.UnmarshalStrict(row, &t); err != nil {
+		return fmt.Errorf("read its trailer: %w", err)
+	}
+	if t.Frames != in.frames || t.Digest != digest {
+		return errors.New("its trailer does not fit what comes before")
+	}
+	if n, err := io.CopyN(io.Discard, in.r, 1); n != 0 || !errors.Is(err, io.EOF) {
+		return errors.New("bytes follow its end")
+	}
+	return r.checkWhole()
+}
+
+func (r *restorer) checkWhole() error {
+	if !r.hasApplied {
+		return errors.New("it does not say which entries it covers")
+	}
+	if r.genesis == nil {
+		if r.old.Fleet().Genesis {
+			return errors.New("it is empty, and this replica's state is not")
+		}
+		return nil
+	}
+	s := r.step
+	if s.Trust() == nil || s.LastStamp() == 0 || s.Operator(r.genesis.Operator.Name) == nil {
+		return errors.New("trust, time or operator is missing")
+	}
+	for _, ev := range s.Requests() {
+		if ev.Kind != entry.KindCreateActivation {
+			continue
+		}
+		req, err := entry.ParseCreateActivation(ev.Request)
+		if err != nil {
+			return err
+		}
+		used := uint32(req.RegistrationLimit)
+		if a := s.Activation(fleet.ActivationID(ev.Object)); a != nil {
+			used = a.Used
+		}
+		if n := len(s.NodesByActivation(fleet.ActivationID(ev.Object))); uint64(n) > uint64(used) {
+			return fmt.Errorf("%d nodes enrolled with activation %s, which was used %d times", n, ev.Object, used)
+		}
+	}
+	for _, c := range s.Commands(0, "") {
+		if err := r.checkCounts(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *restorer) checkCounts(c *fleet.Command) error {
+	counts := make([]uint32, len(c.Counts))
+	for n := uint32(0); uint64(n)*fleet.ShardSize < uint64(len(c.Targets)); n++ {
+		for _, row := range r.step.Shard(c.ID, n) {
+			if int(row.State) >= len(counts) {
+				return fmt.Errorf("command %s does not count the state %s", c.ID, row.State)
+			}
+			counts[row.State]++
+		}
+	}
+	open := counts[fleet.Pending] > 0 || counts[fleet.InProgress] > 0
+	if !slices.Equal(counts, c.Counts) || open != c.Open() {
+		return fmt.Errorf("the counts of command %s are not those of its rows", c.ID)
+	}
+	return nil
+}
+
+func (r *restorer) loadApplied(row *appliedRow) error {
+	if r.hasApplied {
+		return errTwice
+	}
+	r.applied, r.hasApplied = row.Index, true
+	return nil
+}
+
+func (r *restorer) loadFleet(row *bytesRow) error {
+	if r.genesis != nil {
+		return errTwice
+	}
+	p, _, err := r.step.readGenesis(row.Bytes)
+	if err != nil {
+		return err
+	}
+	r.genesis = p
+	for _, ev := range r.old.Requests() {
+		if ev.Proof == nil {
+			continue
+		}
+		p, err := identity.ParseProof(ev.Proof)
+		if err != nil {
+			return err
+		}
+		r.objects[proofID{p.Key, p.Nonce}] = objectID{ev.Kind, ev.Object}
+	}
+	return nil
+}
+
+func (r *restorer) loadTrust(row *bytesRow) error {
+	if r.genesis == nil {
+		return errNoGenesis
+	}
+	if r.step.Trust() != nil {
+		return errTwice
+	}
+	t, err := identity.ParseTrust(row.Bytes, r.step.Fleet().Root)
+	if err != nil {
+		return err
+	}
+	if known := r.old.Trust(); known != nil && t.Version < known.Version {
+		return fmt.Errorf("trust.json of version %d would replace version %d", t.Version, known.Version)
+	}
+	r.step.PutTrust(t)
+	return nil
+}
+
+func (r *restorer) loadClock(row *clockRow) error {
+	if r.genesis == nil {
+		return errNoGenesis
+	}
+	if r.step.LastStamp() != 0 {
+		return errTwice
+	}
+	if err := entry.CheckStamp(row.Stamp); err != nil {
+		return err
+	}
+	r.step.SetStamp(row.Stamp)
+	return nil
+}
+
+// loadOperator takes the first operator: no entry makes another one.
+func (r *restorer) loadOperator(row *fleet.Operator) error {
+	if r.genesis == nil {
+		return errNoGenesis
+	}
+	if r.step.Operator(row.Name) != nil {
+		return errTwice
+	}
+	if err := same("operator", string(row.Name), row, &r.genesis.Operator); err != nil {
+		return err
+	}
+	r.step.PutOperator(row)
+	return nil
+}
+
+type (
+	proofID struct {
+		key   fleet.KeyID
+		nonce [16]byte
+	}
+	objectID struct {
+		kind entry.Kind
+		id   string
+	}
+)
+
+// loadRequest verifies what an operator signed, at the time when it was
+// applied. One proof makes one object, so an old command cannot come back
+// under a new ID.
+func (r *restorer) loadRequest(row *state.Request) error {
+	if r.genesis == nil {
+		return errNoGenesis
+	}
+	if r.step.Request(row.Kind, row.Object) != nil {
+		return errTwice
+	}
+	if err := entry.CheckStamp(row.Stamp); err != nil {
+		return err
+	}
+	if row.Stamp > r.step.LastStamp() {
+		return errors.New("it was applied after the state's last entry")
+	}
+	switch row.Kind {
+	case entry.KindCreateActivation, entry.KindSendCommand:
+		p, _, err := Authorize(r.step.View, row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
+		if err != nil {
+			return err
+		}
+		proof, object := proofID{p.Key, p.Nonce}, objectID{row.Kind, row.Object}
+		if made, ok := r.objects[proof]; ok && made != object {
+			return fmt.Errorf("what was signed for %s %s is also said to have made %s %s", made.kind, made.id, object.kind, object.id)
+		}
+		r.objects[proof] = object
+	case entry.KindEnrol: // loadNode verifies it
+	default:
+		return fmt.Errorf("nothing is kept for entries of %s", row.Kind)
+	}
+	r.step.PutRequest(row)
+	return nil
+}
+
+// signedBy is what an operator signed for an object, and who it was.
+func (r *restorer) signedBy(kind entry.Kind, object string) (*state.Request, fleet.OperatorName, error) {
+	ev := r.step.Request(kind, object)
+	if ev == nil {
+		return nil, "", fmt.Errorf("nobody signed for %s %s", kind, object)
+	}
+	p, err := identity.ParseProof(ev.Proof)
+	if err != nil {
+		return nil, "", err
+	}
+	return ev, p.Operator, nil
+}
+
+func (r *restorer) loadActivation(row *fleet.Activation) error {
+	if r.step.Activation(row.ID) != nil {
+		return errTwice
+	}
+	ev, op, err := r.signedBy(entry.KindCreateActivation, string(row.ID))
+	if err != nil {
+		return err
+	}
+	req, err := entry.ParseCreateActivation(ev.Request)
+	if err != nil {
+		return err
+	}
+	want, err := newActivation(row.ID, op, ev.Stamp, req)
+	if err != nil {
+		return err
+	}
+	want.Used = row.Used
+	if err := same("activation", string(row.ID), row, want); err != nil {
+		return err
+	}
+	if row.Used > row.Limit {
+		return fmt.Errorf("activation %s was used %d times of %d", row.ID, row.Used, row.Limit)
+	}
+	r.step.PutActivation(row)
+	return nil
+}
+
+// loadNode verifies that the host was let in. Its labels, and where it
+// answers, are the sum of many entries and cannot be verified.
+func (r *restorer) loadNode(row *fleet.Node) error {
+	if r.genesis == nil {
+		return errNoGenesis
+	}
+	if r.step.Node(row.ID) != nil || r.step.NodeByKey(row.Key) != nil {
+		return errTwice
+	}
+	want := &fleet.Node{}
+	if row.Activation == "" {
+		*want = r.genesis.Node
+	} else {
+		var err error
+		if want, err = r.enrolled(row.ID); err != nil {
+			return err
+		}
+	}
+	want.Address, want.AddressEpoch, want.Labels, want.Index = row.Address, row.AddressEpoch, row.Labels, row.Index
+	if err := same("node", string(row.ID), row, want); err != nil {
+		return err
+	}
+	if err := identity.CheckAddress(row.Address); err != nil {
+		return err
+	}
+	for k, v := range row.Labels {
+		if err := fleet.CheckLabel(k, v); err != nil {
+			return err
+		}
+	}
+	r.step.PutNode(row)
+	return nil
+}
+
+// enrolled is the row of a host as it was when it enrolled.
+func (r *restorer) enrolled(id fleet.NodeID) (*fleet.Node, error) {
+	ev := r.step.Request(entry.KindEnrol, string(id))
+	if ev == nil {
+		return nil, fmt.Errorf("node %s never asked to enrol", id)
+	}
+	p, req, err := identity.ParseJoinRequest(ev.Request)
+	if err != nil {
+		return nil, err
+	}
+	activation, _, err := r.signedBy(entry.KindCreateActivation, string(p.Activation))
+	if err != nil {
+		return nil, err
+	}
+	areq, err := entry.ParseCreateActivation(activation.Request)
+	if err != nil {
+		return nil, err
+	}
+	if p.Fleet != r.step.fleet || fleet.NodeIDOf(p.Key) != id {
+		return nil, fmt.Errorf("the join request of node %s is for another node or fleet", id)
+	}
+	if err := req.Verify(areq.Key()); err != nil {
+		return nil, err
+	}
+	expires, err := areq.Expires(activation.Stamp)
+	if err != nil {
+		return nil, err
+	}
+	if ev.Stamp < activation.Stamp || ev.Stamp >= expires {
+		return nil, fmt.Errorf("node %s enrolled when activation %s was not valid", id, p.Activation)
+	}
+	return newNode(&p, areq.DefaultInstanceName, ev.Stamp), nil
+}
+
+func (r *restorer) loadContent(row *bytesRow) error {
+	if r.step.Content(fleet.Sum(row.Bytes)) != nil {
+		return errTwice
+	}
+	r.step.PutContent(row.Bytes)
+	return nil
+}
+
+// loadCommand makes the row again from what was signed. Which nodes the
+// selectors selected then cannot be verified; nodes that were named can.
+func (r *restorer) loadCommand(row *fleet.Command) error {
+	if r.step.Command(row.ID) != nil {
+		return errTwice
+	}
+	ev, op, err := r.signedBy(entry.KindSendCommand, string(row.ID))
+	if err != nil {
+		return err
+	}
+	req, err := entry.ParseSendCommand(ev.Request)
+	if err != nil {
+		return err
+	}
+	e := &entry.SendCommand{
+		Authority: entry.Authority{Stamp: ev.Stamp, ID: string(row.ID), Request: ev.Request, Proof: ev.Proof},
+		Document:  r.step.Content(row.Document), Version: row.DocumentVersion, ExecutionSeconds: row.ExecutionSeconds,
+	}
+	if err := e.Check(); err != nil {
+		return err
+	}
+	want, err := newCommand(e, req, op, ev.Stamp, row.Targets)
+	if err != nil {
+		return err
+	}
+	want.Mint, want.Counts, want.Ended, want.Index = row.Mint, row.Counts, row.Ended, row.Index
+	if err := same("command", string(row.ID), row, want); err != nil {
+		return err
+	}
+	if err := checkTargets(row.Targets, req.InstanceIds); err != nil {
+		return fmt.Errorf("command %s: %w", row.ID, err)
+	}
+	if m := row.Mint; m.N == 0 || m.NotBefore < row.Created || m.NotBefore > row.Expires+int64(entry.Skew) || len(row.Counts) < countedStates {
+		return fmt.Errorf("command %s has no valid mint or counts", row.ID)
+	}
+	r.step.PutCommand(row)
+	return nil
+}
+
+// checkTargets accepts targets that are in order, and those that were named if
+// any were.
+func checkTargets(targets []fleet.NodeID, named []string) error {
+	for i, id := range targets {
+		if _, err := fleet.ParseNodeID(string(id)); err != nil {
+			return err
+		}
+		if i > 0 && targets[i-1] >= id {
+			return errors.New("its targets are not in order")
+		}
+		if len(named) > 0 && !slices.Contains(named, string(id)) {
+			return fmt.Errorf("nobody named its target %s", id)
+		}
+	}
+	if len(named) > 0 && len(named) != len(targets) {
+		return errors.New("its targets are not those that were named")
+	}
+	return nil
+}
+
+func (r *restorer) loadShard(row *state.Shard) error {
+	c := r.step.Command(row.Command)
+	if c == nil {
+		return fmt.Errorf("there is no command %s", row.Command)
+	}
+	begin := uint64(row.N) * fleet.ShardSize
+	if begin >= uint64(len(c.Targets)) || uint64(len(row.Rows)) != min(uint64(len(c.Targets))-begin, fleet.ShardSize) {
+		return fmt.Errorf("shard %d of command %s does not have the rows of its targets", row.N, c.ID)
+	}
+	for i := range row.Rows {
+		inv := &row.Rows[i]
+		if uint64(inv.Index) != begin+uint64(i) || !inv.State.Valid() || inv.State.Final() != (inv.Decided > 0) {
+			return fmt.Errorf("row %d of command %s is not a row", inv.Index, c.ID)
+		}
+	}
+	r.step.PutShard(row)
+	return nil
+}
+
+func (r *restorer) loadNonce(row *state.Nonce) error {
+	if r.step.Nonce(row.Key, row.Nonce) != nil {
+		return errTwice
+	}
+	r.step.PutNonce(row)
+	return nil
+}
+
+var (
+	errTwice     = errors.New("it stands there twice")
+	errNoGenesis = errors.New("it comes before the genesis")
+)
+
+// same compares a row with what was signed for it.
+func same(what, id string, got, want any) error {
+	if !bytes.Equal(wire.MustMarshal(got), wire.MustMarshal(want)) {
+		return fmt.Errorf("%s %s is not what was signed for it", what, id)
+	}
+	return nil
+}

@@ -1,0 +1,443 @@
+package raftfsm
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/wire"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/state"
+)
+
+// fullWorld has a row in every table.
+func fullWorld(tb testing.TB) *world {
+	w := newWorld(tb)
+	w.must(&entry.Trust{Stamp: w.now, Trust: trustJSON(tb, rootKey, 2, 0, 3)})
+	w.createActivation(1, 3, entry.Tag{Key: "role", Value: "web"}, entry.Tag{Key: "site", Value: "lund"})
+	w.createActivation(2, 1)
+	w.must(w.join(1, 1))
+	w.must(w.join(1, 2))
+	w.must(w.join(2, 3))
+	w.must(&entry.DeleteActivation{Authority: w.authority("DeleteActivation", "", entry.DeleteActivationV1{ActivationId: uuid(2)})})
+	tags := entry.AddTagsToResourceV1{ResourceType: "ManagedInstance", ResourceId: string(firstNode), Tags: []entry.Tag{{Key: "role", Value: "db"}}}
+	w.must(&entry.AddTags{Authority: w.authority("AddTagsToResource", "", tags)})
+	untag := entry.RemoveTagsFromResourceV1{ResourceType: "ManagedInstance", ResourceId: string(nodeID(1)), TagKeys: []string{"site"}}
+	w.must(&entry.RemoveTags{Authority: w.authority("RemoveTagsFromResource", "", untag)})
+	change, err := identity.NewAddressChange(identity.AddressChange{
+		Fleet: fleetID, Node: nodeID(1), Address: "10.5.5.5:7790", Epoch: uint32(w.now/second) + 9,
+	}, key('A', 1))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w.must(&entry.Address{Stamp: w.now, Request: change})
+	w.must(w.send(1, nil))
+	w.must(w.send(2, func(r *entry.SendCommandV1) {
+		r.Targets, r.InstanceIds = nil, []string{string(nodeID(1)), string(nodeID(2))}
+	}))
+	w.now += 10 * second
+	w.must(w.results(w.command(1), fleet.Invocation{Index: 0, State: fleet.InProgress, Code: -1, Started: w.now}, fleet.Invocation{
+		Index: 2, State: fleet.Failed, Code: 3, Started: w.now, Ended: w.now, Detail: fleet.Sum(nil), DetailSize: 5,
+		Reason: "step 1", Signature: bytes.Repeat([]byte{1}, 64),
+	}))
+	w.must(&entry.Mint{Stamp: w.now, Command: w.command(1).ID, Attempt: 1, N: 2, NotBefore: w.now})
+	w.now += 200 * second
+	w.must(&entry.Expire{Stamp: w.now, Command: w.command(1).ID, Attempt: 1})
+	return w
+}
+
+// TestGolden holds a log and the snapshot of the state it makes. Both formats
+// live on the disks of running fleets: what is in testdata must be read, and
+// mean the same, for ever.
+func TestGolden(t *testing.T) {
+	w := fullWorld(t)
+	var log bytes.Buffer
+	for _, b := range w.log {
+		log.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		log.Write(b)
+	}
+	snapshot := snapshotOf(t, w.fsm)
+	if want := golden(t, "log.hex", log.Bytes()); !bytes.Equal(want, log.Bytes()) {
+		t.Error("the entries are written differently")
+	}
+	if want := golden(t, "snapshot.hex", snapshot); !bytes.Equal(want, snapshot) {
+		t.Error("the snapshot is written differently")
+	}
+	hash := w.fsm.Hash()
+	if want := golden(t, "hash.hex", hash[:]); !bytes.Equal(want, hash[:]) {
+		t.Errorf("the state's hash is %s; want %x", hash, want)
+	}
+	old := New(fleetID)
+	index := uint64(0)
+	for b := golden(t, "log.hex", log.Bytes()); len(b) > 0; {
+		n := binary.BigEndian.Uint32(b)
+		index++
+		if a := old.Apply(&raft.Log{Index: index, Type: raft.LogCommand, Data: b[4 : 4+n]}).(Answer); a.Err != nil {
+			t.Fatalf("entry %d of the stored log: %v", index, a.Err)
+		}
+		b = b[4+n:]
+	}
+	if old.Hash() != hash {
+		t.Error("the stored log makes another state")
+	}
+	restored, err := restore(golden(t, "snapshot.hex", snapshot))
+	if err != nil || restored.Hash() != hash || restored.Applied() != w.index {
+		t.Errorf("the stored snapshot makes another state (%v)", err)
+	}
+}
+
+func TestGoldenHasEveryKind(t *testing.T) {
+	seen := map[entry.Kind]bool{}
+	for _, b := range fullWorld(t).log {
+		seen[entry.Kind(b[1])] = true
+	}
+	for k := range handlers {
+		if !seen[k] {
+			t.Errorf("no entry of %s", k)
+		}
+	}
+}
+
+// TestSnapshotRoundTrip restores 100 random states: equal, and equal in what
+// comes after.
+func TestSnapshotRoundTrip(t *testing.T) {
+	for seed := range uint64(100) {
+		w := newWorld(t)
+		w.quick = true
+		randomLog(w, seed, 20+int(seed))
+		b := snapshotOf(t, w.fsm)
+		f, err := restore(b)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if f.Hash() != w.fsm.Hash() || f.Applied() != w.fsm.Applied() {
+			t.Fatalf("seed %d: the restored state differs", seed)
+		}
+		if again := snapshotOf(t, f); !bytes.Equal(again, b) {
+			t.Fatalf("seed %d: its snapshot differs", seed)
+		}
+		n := len(w.log)
+		randomLog(w, seed, 20)
+		for i, b := range w.log[n:] {
+			f.Apply(&raft.Log{Index: uint64(n + i + 1), Type: raft.LogCommand, Data: b})
+		}
+		if f.Hash() != w.fsm.Hash() {
+			t.Fatalf("seed %d: the restored state goes another way", seed)
+		}
+	}
+}
+
+func TestEmptySnapshot(t *testing.T) {
+	f := New(fleetID)
+	b := snapshotOf(t, f)
+	restored, err := restore(b)
+	if err != nil || restored.Hash() != f.Hash() || restored.Store().Fleet().Genesis {
+		t.Errorf("restore: %v", err)
+	}
+	w := newWorld(t)
+	hash := w.fsm.Hash()
+	if err := w.fsm.Restore(io.NopCloser(bytes.NewReader(b))); fleet.KindOf(err) != fleet.Corrupt || w.fsm.Hash() != hash {
+		t.Errorf("an empty snapshot in place of a state: %v", err)
+	}
+}
+
+func TestRestoreWakesWatchers(t *testing.T) {
+	w := fullWorld(t)
+	b := snapshotOf(t, w.fsm)
+	old := w.fsm.Store()
+	waiting := make(chan error)
+	go func() { waiting <- w.fsm.WaitApplied(t.Context(), w.index+1) }()
+	w.createActivation(8, 1)
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	if err := w.fsm.Restore(io.NopCloser(bytes.NewReader(b))); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-old.Abandoned():
+	default:
+		t.Error("the old store was not abandoned")
+	}
+	select {
+	case <-w.fsm.Store().Abandoned():
+		t.Error("the new store was abandoned")
+	default:
+	}
+	if w.fsm.Store() == old || w.fsm.Applied() != w.index-1 {
+		t.Errorf("applied %d; want %d", w.fsm.Applied(), w.index-1)
+	}
+}
+
+// TestDamagedSnapshots flips every byte, cuts at every length, and appends.
+func TestDamagedSnapshots(t *testing.T) {
+	b := snapshotOf(t, fullWorld(t).fsm)
+	step := 1
+	if testing.Short() {
+		step = 37
+	}
+	f := New(fleetID)
+	check := func(what string, at int, damaged []byte) {
+		if err := f.Restore(io.NopCloser(bytes.NewReader(damaged))); fleet.KindOf(err) != fleet.Corrupt {
+			t.Fatalf("%s at byte %d of %d: %v; want it refused", what, at, len(b), err)
+		}
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	for i := 0; i < len(b); i += step {
+		damaged := bytes.Clone(b)
+		damaged[i] ^= 1 << r.IntN(8)
+		check("a flipped bit", i, damaged)
+	}
+	for i := 0; i < len(b); i += 7 * step {
+		check("a cut", i, b[:i])
+	}
+	check("a byte more", len(b), append(bytes.Clone(b), 0))
+	check("a snapshot more", len(b), append(bytes.Clone(b), b...))
+	if f.Applied() != 0 || f.Store().Fleet().Genesis {
+		t.Error("a refused snapshot left something")
+	}
+	if err := f.Restore(io.NopCloser(io.MultiReader(bytes.NewReader(b[:100]), failing{}))); !errors.Is(err, errDisk) {
+		t.Errorf("a failing disk: %v", err)
+	}
+	if err := f.Restore(io.NopCloser(bytes.NewReader(b))); err != nil {
+		t.Error(err)
+	}
+}
+
+var errDisk = errors.New("disk is sick")
+
+type failing struct{}
+
+func (failing) Read([]byte) (int, error) { return 0, errDisk }
+
+func TestPersistCancels(t *testing.T) {
+	w := fullWorld(t)
+	s, err := w.fsm.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink := &memorySink{limit: 10}
+	if err := s.Persist(sink); err == nil || sink.closed || !sink.cancelled {
+		t.Errorf("Persist = %v, closed %v, cancelled %v", err, sink.closed, sink.cancelled)
+	}
+}
+
+func TestSnapshotIsOfItsMoment(t *testing.T) {
+	w := fullWorld(t)
+	hash, index := w.fsm.Hash(), w.index
+	s, err := w.fsm.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	randomLog(w, 1, 20)
+	sink := &memorySink{}
+	if err := s.Persist(sink); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := restore(sink.Bytes()); err != nil || f.Hash() != hash || f.Applied() != index {
+		t.Errorf("restored: %v", err)
+	}
+}
+
+// rewrite makes a snapshot whose bytes are sound of one whose rows change
+// returns: nil drops a row.
+func rewrite(tb testing.TB, b []byte, change func(table string, row []byte) [][]byte) []byte {
+	tb.Helper()
+	var out bytes.Buffer
+	w := &frameWriter{w: &out, sum: sha256.New()}
+	in := &frameReader{r: bytes.NewReader(b[len(magic)+1:]), sum: sha256.New()}
+	if err := w.write(b[:len(magic)+1]); err != nil {
+		tb.Fatal(err)
+	}
+	for {
+		f, _, err := in.next()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if f.Table == tableEnd {
+			break
+		}
+		for _, row := range change(f.Table, f.Row) {
+			if err := w.body(wire.MustMarshal(&frame{f.Table, row})); err != nil {
+				tb.Fatal(err)
+			}
+		}
+	}
+	if err := w.frame(tableEnd, &trailer{w.frames, fleet.Digest(w.sum.Sum(nil))}); err != nil {
+		tb.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// edit changes the rows of one table that are a T.
+func edit[T any](tb testing.TB, table string, change func(*T) bool) func(string, []byte) [][]byte {
+	return func(in string, b []byte) [][]byte {
+		if in != table {
+			return [][]byte{b}
+		}
+		row := new(T)
+		if err := wire.UnmarshalStrict(b, row); err != nil {
+			tb.Fatal(err)
+		}
+		if !change(row) {
+			return nil
+		}
+		return [][]byte{wire.MustMarshal(row)}
+	}
+}
+
+// add puts rows before the first of a table.
+func add(table string, rows ...any) func(string, []byte) [][]byte {
+	done := false
+	return func(in string, b []byte) [][]byte {
+		if in != table || done {
+			return [][]byte{b}
+		}
+		done = true
+		var out [][]byte
+		for _, row := range rows {
+			out = append(out, wire.MustMarshal(row))
+		}
+		return append(out, b)
+	}
+}
+
+// TestForgedSnapshots is a stolen voter that sends a snapshot whose bytes are
+// sound and whose rows nobody signed for.
+func TestForgedSnapshots(t *testing.T) {
+	w := fullWorld(t)
+	b := snapshotOf(t, w.fsm)
+	if f, err := restore(rewrite(t, b, func(_ string, row []byte) [][]byte { return [][]byte{row} })); err != nil || f.Hash() != w.fsm.Hash() {
+		t.Fatalf("unchanged: %v", err)
+	}
+	mallory := key('O', 1).Public()
+	newest := w.command(2)
+	send := w.send(50, nil)
+	evil := *newest
+	evil.ID = fleet.CommandID(uuid(50))
+	signed := w.fsm.Store().Request(entry.KindSendCommand, uuid(2))
+	moved := *signed
+	moved.Object = uuid(50)
+	old := *w.command(1) // signed, and long over
+	for name, c := range map[string]struct {
+		change func(string, []byte) [][]byte
+		want   string
+	}{
+		"another operator":        {add(tableOperators, &fleet.Operator{Name: "mallory", Keys: []fleet.PublicKey{mallory}, May: []string{"*"}}), "not what was signed"},
+		"another operator's key":  {edit(t, tableOperators, func(o *fleet.Operator) bool { o.Keys = append(o.Keys, mallory); return true }), "not what was signed"},
+		"no operator":             {edit(t, tableOperators, func(*fleet.Operator) bool { return false }), "no operator"},
+		"a genesis of another":    {edit(t, tableFleet, func(r *bytesRow) bool { r.Bytes[len(r.Bytes)-1] ^= 1; return true }), "not signed by the root key"},
+		"a trust.json of another": {edit(t, tableTrust, func(r *bytesRow) bool { r.Bytes = trustJSON(t, key('R', 1), 2, 0, 3); return true }), "not signed by the root key"},
+		"a command nobody signed": {add(tableCommands, &evil), "nobody signed"},
+		"an old command in a new life": {edit(t, tableCommands, func(c *fleet.Command) bool {
+			if c.ID == old.ID {
+				c.Created, c.NotAfter, c.Expires, c.Ended = w.now, w.now+60*second, w.now+280*second, 0
+			}
+			return true
+		}), "not what was signed"},
+		"a command for longer": {edit(t, tableCommands, func(c *fleet.Command) bool { c.Expires += second; return true }), "not what was signed"},
+		"another script":       {edit(t, tableCommands, func(c *fleet.Command) bool { c.Parameters = []byte{0x80}; return true }), "not what was signed"},
+		"another user":         {edit(t, tableCommands, func(c *fleet.Command) bool { c.RunAs = "bob"; return true }), "not what was signed"},
+		"another document":     {edit(t, tableContents, func(r *bytesRow) bool { r.Bytes = []byte("evil"); return true }), "no document"},
+		"another named target": {edit(t, tableCommands, func(c *fleet.Command) bool {
+			if len(c.Selectors) == 0 {
+				c.Targets = slices.Clone(c.Targets)
+				c.Targets[0] = firstNode
+				slices.Sort(c.Targets)
+			}
+			return true
+		}), "nobody named"},
+		"one named target less": {edit(t, tableCommands, func(c *fleet.Command) bool {
+			if len(c.Selectors) == 0 {
+				c.Targets = c.Targets[:1]
+			}
+			return true
+		}), "not those that were named"},
+		"targets out of order": {edit(t, tableCommands, func(c *fleet.Command) bool { slices.Reverse(c.Targets); return true }), "not in order"},
+		"no mint":              {edit(t, tableCommands, func(c *fleet.Command) bool { c.Mint.N = 0; return true }), "no valid mint"},
+		"a command that ended": {edit(t, tableCommands, func(c *fleet.Command) bool { c.Ended = w.now; return true }), "counts"},
+		"a row that is not counted": {edit(t, tableShards, func(s *state.Shard) bool {
+			s.Rows[0].State, s.Rows[0].Decided = fleet.Success, 9
+			return true
+		}), "counts"},
+		"a shard of nothing":        {edit(t, tableShards, func(s *state.Shard) bool { s.N = 9; return true }), "does not have the rows"},
+		"a shard of no command":     {edit(t, tableShards, func(s *state.Shard) bool { s.Command = "x"; return true }), "no command"},
+		"a proof for another ID":    {add(tableRequests, &moved), "also said to have made"},
+		"a request nobody signed":   {add(tableRequests, &state.Request{Kind: entry.KindSendCommand, Object: uuid(50), Stamp: w.now, Request: send.Request, Proof: signed.Proof}), "not the one that was signed"},
+		"a request at another time": {edit(t, tableRequests, func(r *state.Request) bool { r.Stamp += 3000 * second; return true }), "after the state's last entry"},
+		"a request long ago":        {edit(t, tableRequests, func(r *state.Request) bool { r.Stamp -= 3000 * second; return true }), "more than 10m"},
+		"what is not kept":          {add(tableRequests, &state.Request{Kind: entry.KindAddTags, Object: "x", Stamp: w.now}), "nothing is kept"},
+		"a host nobody let in": {add(tableNodes, &fleet.Node{
+			ID: fleet.NodeIDOf(mallory), Key: mallory, Activation: fleet.ActivationID(uuid(1)), Address: "10.0.0.9:7790", Enrolled: w.now,
+		}), "never asked"},
+		"a host as old as the fleet": {add(tableNodes, &fleet.Node{
+			ID: fleet.NodeIDOf(mallory), Name: "host1", Key: mallory, Address: "10.0.0.9:7790", Enrolled: start,
+		}), "not what was signed"},
+		"a host's key": {edit(t, tableNodes, func(n *fleet.Node) bool {
+			if n.ID == nodeID(1) {
+				n.Key = mallory
+			}
+			return true
+		}), "not what was signed"},
+		"a label that is none":        {edit(t, tableNodes, func(n *fleet.Node) bool { n.Labels = map[string]string{"aws:x": ""}; return true }), "label"},
+		"an address that is none":     {edit(t, tableNodes, func(n *fleet.Node) bool { n.Address = "x"; return true }), "address"},
+		"more hosts than were let in": {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 1; return true }), "which was used 1 times"},
+		"an activation for more": {edit(t, tableActivations, func(a *fleet.Activation) bool {
+			a.Limit = 1000
+			return true
+		}), "not what was signed"},
+		"an activation's key":  {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Key = mallory; return true }), "not what was signed"},
+		"used too often":       {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 4; return true }), "was used 4 times of 3"},
+		"no clock":             {edit(t, tableClock, func(*clockRow) bool { return false }), "after the state's last entry"},
+		"no index":             {edit(t, tableApplied, func(*appliedRow) bool { return false }), "which entries"},
+		"no genesis":           {edit(t, tableFleet, func(*bytesRow) bool { return false }), "before the genesis"},
+		"no trust":             {edit(t, tableTrust, func(*bytesRow) bool { return false }), "trust"},
+		"two clocks":           {add(tableClock, &clockRow{w.now}), "twice"},
+		"two geneses":          {add(tableFleet, &bytesRow{storedGenesis(t)}), "twice"},
+		"a node twice":         {add(tableNodes, w.fsm.Store().Node(nodeID(1))), "twice"},
+		"a command twice":      {add(tableCommands, newest), "twice"},
+		"a request twice":      {add(tableRequests, signed), "twice"},
+		"an unknown table":     {func(string, []byte) [][]byte { return [][]byte{{0xc1}} }, "decode"},
+		"a row with new words": {add(tableClock, map[string]any{"s": w.now, "new": 1}), "unknown field"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := restore(rewrite(t, b, c.change))
+			if fleet.KindOf(err) != fleet.Corrupt || !strings.Contains(fmt.Sprint(err), c.want) {
+				t.Errorf("%v; want it refused with %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestSnapshotCannotTakeBack is a replica that knows more than the snapshot
+// admits.
+func TestSnapshotCannotTakeBack(t *testing.T) {
+	w := fullWorld(t)
+	later := fullWorld(t)
+	later.must(&entry.Trust{Stamp: later.now, Trust: trustJSON(t, rootKey, 3, 0, 1)})
+	if err := later.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "would replace version 3") {
+		t.Errorf("an older trust.json: %v", err)
+	}
+	// The one command, under another ID: this replica saw the first.
+	other := newWorld(t)
+	known := newWorld(t)
+	e := known.send(1, nil)
+	known.must(e)
+	again := *e
+	again.ID = uuid(2)
+	other.must(&again)
+	if err := known.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, other.fsm)))); !strings.Contains(fmt.Sprint(err), "also said to have made") {
+		t.Errorf("a command under another ID: %v", err)
+	}
+}

@@ -1,0 +1,61 @@
+package raftfsm
+
+import (
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/state"
+)
+
+// genesis makes the fleet: trust version 1, the first operator, the first host.
+func genesis(s *step, e *entry.Genesis) (any, error) {
+	p, t, err := s.readGenesis(e.Payload)
+	if err != nil {
+		return nil, err
+	}
+	s.PutTrust(t)
+	s.PutOperator(&p.Operator)
+	node := p.Node
+	node.Index = s.index
+	s.PutNode(&node)
+	s.at(node.Enrolled)
+	return t, nil
+}
+
+// readGenesis verifies a genesis and sets the fleet's fixed row.
+func (s *step) readGenesis(signed []byte) (*identity.GenesisPayload, *identity.Trust, error) {
+	p, t, err := identity.ParseGenesis(signed, s.fleet)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := entry.CheckStamp(p.Node.Enrolled); err != nil {
+		return nil, nil, err
+	}
+	root, err := identity.VerifyRoot(p.RootCertificate, s.fleet)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.PutFleet(state.Fleet{
+		ID: s.fleet, Name: p.FleetName, Root: root, RootCertificate: p.RootCertificate,
+		GossipKey: p.GossipKey, Genesis: true, Signed: signed,
+	})
+	return p, t, nil
+}
+
+// trust takes the next trust.json.
+func trust(s *step, e *entry.Trust) (any, error) {
+	s.at(e.Stamp)
+	t, err := identity.ParseTrust(e.Trust, s.Fleet().Root)
+	if err != nil {
+		return nil, err
+	}
+	current := s.Trust()
+	if t.Version != current.Version+1 {
+		return nil, fleet.Errorf(fleet.Conflict, "trust.json of version %d cannot follow version %d", t.Version, current.Version)
+	}
+	if t.Epoch < current.Epoch {
+		return nil, fleet.Errorf(fleet.Conflict, "trust.json of epoch %d cannot follow epoch %d", t.Epoch, current.Epoch)
+	}
+	s.PutTrust(t)
+	return t, nil
+}
