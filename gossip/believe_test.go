@@ -3,6 +3,8 @@ package gossip
 import (
 	"bytes"
 	"encoding/hex"
+	"io"
+	"net"
 	"slices"
 	"testing"
 
@@ -300,6 +302,37 @@ func FuzzReadMessage(f *testing.F) {
 			t.Fatalf("%x gave %x", b, message)
 		}
 	})
+}
+
+// wireConn keeps what is written.
+type wireConn struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (c *wireConn) Write(b []byte) (int, error) { return c.Buffer.Write(b) }
+func (c *wireConn) Read(b []byte) (int, error)  { return c.Buffer.Read(b) }
+
+func TestGoldenStream(t *testing.T) {
+	conn := new(wireConn)
+	open := func() *stream {
+		return &stream{Conn: conn, label: label(testFleet, "east"), limit: 10, onClose: func() {},
+			believe: func(b []byte) ([]byte, error) { return b, nil }}
+	}
+	s := open()
+	if n, err := s.Write([]byte("message")); n != 7 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	golden(t, "stream.hex", []byte(hex.EncodeToString(conn.Bytes())+"\n"))
+	if _, err := s.Write([]byte("more")); err == nil {
+		t.Error("a second message was written")
+	}
+	if got, err := io.ReadAll(s); err != nil || string(got) != "message" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if n, err := open().Write([]byte("eleven long")); n != 0 || err == nil {
+		t.Errorf("a message over the limit: %d, %v", n, err)
+	}
 }
 
 // The bytes that leave a host, for good.

@@ -90,13 +90,6 @@ func (m *members) listed() []Member {
 	return out
 }
 
-func (m *members) isAlive(id fleet.NodeID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r := m.rows[id]
-	return r != nil && r.state == Alive
-}
-
 // recheck verifies all records again and forgets the members whose record does
 // not count any more.
 func (m *members) recheck() {
@@ -178,7 +171,7 @@ func (m *members) keep(id fleet.NodeID, raw []byte, record identity.NodeRecord) 
 	defer m.mu.Unlock()
 	r := m.rows[id]
 	switch {
-	case false:
+	case r != nil && record.Epoch < r.record.Epoch:
 		return fleet.Errorf(fleet.Conflict, "the node record is older than the one that is known")
 	case r != nil && bytes.Equal(r.raw, raw):
 		return nil

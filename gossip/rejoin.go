@@ -4,39 +4,56 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"fleet/node/fleet"
 )
 
 // How often the ring looks for hosts that it ought to have.
 const (
 	rejoinSteady  = 30 * time.Second
-	rejoinFirst   = time.Second // after a failure; doubles up to rejoinSteady
+	rejoinFirst   = time.Second // while somebody is missing; doubles up to rejoinSteady
 	joinTimeout   = 15 * time.Second
 	startsPerSec  = 50 // of a whole fleet that starts at once
 	fastSteady    = 2 * time.Second
 	fastFirst     = 100 * time.Millisecond
 	longestJitter = 30 * time.Second
+
+	// settling is how long after its start a host calls whenever it misses
+	// somebody: gossip alone is slow to gather hosts that start together.
+	settling = time.Minute
+
+	// callers is how many of a ring's members, on average, call a missing host
+	// in a round. All of them would be a storm when it comes back.
+	callers = 3
 )
 
-// pace decides how long to wait between attempts. It is a pure function of
-// what happened, apart from the jitter that it is given.
+// pace decides when to look for missing hosts and whether to call one. Chance
+// is given to it: roll is 0 to 1.
 type pace struct {
 	first, steady time.Duration
 	next          time.Duration
 }
 
-// after is the pause that follows an attempt: growing after failures, so that
-// a host that is cut off does not press, and steady else. roll is 0 to 1 and
-// stretches or shrinks the pause by up to a quarter, so that hosts that failed
-// together do not return together.
-func (p *pace) after(failed bool, roll float64) time.Duration {
+// after is the pause before the next look: steady while the ring is complete,
+// and short at first, then growing, while it is not, so that a host that is cut
+// off does not press. It is stretched or shrunk by up to a quarter, so that
+// hosts that failed together do not return together.
+func (p *pace) after(complete bool, roll float64) time.Duration {
 	pause := p.steady
-	if failed {
+	if complete {
+		p.next = p.first
+	} else {
 		pause = p.next
 		p.next = min(2*p.next, p.steady)
-	} else {
-		p.next = p.first
 	}
 	return time.Duration(float64(pause) * (0.75 + roll/2))
+}
+
+// calls decides whether this host calls one of those that are missing. It does
+// so for sure when it misses a good part of the ring: then it is the one that
+// was cut off, or half of the ring was.
+func calls(missing, alive int, roll float64) bool {
+	return missing > 0 && roll*float64(alive) < callers*float64(missing)
 }
 
 // startDelay spreads the first attempts of n hosts that start together.
@@ -53,6 +70,7 @@ func (r *Ring) rejoin(ctx context.Context) {
 		p = pace{first: fastFirst, steady: fastSteady}
 	}
 	p.next = p.first
+	started := time.Now()
 	wait := startDelay(len(r.cfg.Seeds()), rand.Float64())
 	if r.cfg.Fast {
 		wait = 0
@@ -65,30 +83,35 @@ func (r *Ring) rejoin(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		missing := r.missing(r.cfg.Seeds())
-		if len(missing) == 0 {
-			// Alone with nobody to ask is a failure too: the registry may not
-			// have reached this host yet.
-			wait = p.after(len(r.members.listed()) <= 1, rand.Float64())
-			continue
+		missing, alive := r.missing(r.cfg.Seeds())
+		young := time.Since(started) < settling
+		if len(missing) > 0 && (young || calls(len(missing), alive, rand.Float64())) {
+			attempt, cancel := context.WithTimeout(ctx, joinTimeout)
+			_, err := r.Join(attempt, missing)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				r.cfg.Logger.Debug("no answer from hosts that the ring is missing", "missing", len(missing), "err", err)
+			}
 		}
-		attempt, cancel := context.WithTimeout(ctx, joinTimeout)
-		_, err := r.Join(attempt, missing)
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			r.cfg.Logger.Debug("no answer from hosts that the ring is missing", "missing", len(missing), "err", err)
-		}
-		wait = p.after(err != nil, rand.Float64())
+		// Alone with nobody to call is not complete either: the registry may
+		// not have reached this host yet.
+		wait = p.after(len(missing) == 0 && alive > 1, rand.Float64())
 	}
 }
 
-// missing are the seeds that the ring does not see alive.
-func (r *Ring) missing(seeds []Seed) []Seed {
-	var out []Seed
-	for _, s := range seeds {
-		if s.Node != r.cfg.Self && !r.members.isAlive(s.Node) {
-			out = append(out, s)
+// missing are the seeds that the ring does not see alive, and how many members
+// it does see alive, this host included.
+func (r *Ring) missing(seeds []Seed) (missing []Seed, alive int) {
+	here := make(map[fleet.NodeID]bool)
+	for _, m := range r.Members() {
+		if m.State == Alive {
+			here[m.Node] = true
 		}
 	}
-	return out
+	for _, s := range seeds {
+		if !here[s.Node] {
+			missing = append(missing, s)
+		}
+	}
+	return missing, len(here)
 }

@@ -11,7 +11,7 @@ func TestRingOf30(t *testing.T) {
 		s := newSim(t)
 		s.net.SetLatency(time.Millisecond)
 		rings := s.ring(30)
-		took := eventually(t, time.Minute, "everybody sees everybody", func() bool {
+		took := eventually(t, 20*time.Second, "everybody sees everybody", func() bool {
 			for _, r := range rings {
 				if alive(r) != 30 {
 					return false

@@ -183,6 +183,11 @@ const renewCheck = time.Hour
 // certificate's life have passed, and tells the quorum when this host answers
 // at another address than the registry says.
 func (n *Node) runRenewal(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.ready:
+	}
 	wait := time.Duration(0)
 	for {
 		timer := time.NewTimer(wait)

@@ -158,8 +158,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	cancel() // ends streams and preambles
 	stop()
-	_ = l.Close() // it may be closed already
-	proved.Close()
+	_ = l.Close()      // it may be closed already
+	_ = proved.Close() // it has no error
 	within, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer done()
 	if server.Shutdown(within) != nil {

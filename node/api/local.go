@@ -53,8 +53,7 @@ func ListenLocal(path string) (net.Listener, error) {
 	case info.Mode().Type() != fs.ModeSocket:
 		return nil, fleet.Errorf(fleet.Conflict, "the local socket %s: a file of another kind is there", path).WithHint("name another path: --socket PATH")
 	default:
-		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			_ = conn.Close()
+		if answers(path) {
 			return nil, fleet.Errorf(fleet.Conflict, "the local socket %s answers: an agent runs already", path).
 				WithHint("stop it, or give this one a data directory and a port of its own")
 		}
@@ -76,6 +75,18 @@ func ListenLocal(path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("local socket: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// answers reports whether somebody serves the socket at path.
+func answers(path string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // ServeLocal serves the local socket until ctx is done. It closes l.

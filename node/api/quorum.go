@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"fleet/node/fleet"
 	"fleet/raftfsm/state"
@@ -126,17 +127,25 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 			Remedy: "bring the other voters back",
 		})
 	}
-	counts := map[string]int{}
-	for _, seen := range s.seen {
-		for _, code := range seen.Warnings {
-			counts[code]++
+	known := map[string]bool{} // what the host that answers has said itself
+	for _, w := range r.Warnings {
+		known[w.Code] = true
+	}
+	hosts := map[string][]string{}
+	for _, n := range store.Nodes() {
+		for _, code := range s.seen[n.ID].Warnings {
+			if !known[code] {
+				hosts[code] = append(hosts[code], n.Name)
+			}
 		}
 	}
-	for _, code := range slices.Sorted(maps.Keys(counts)) {
-		all = append(all, fleet.Warning{
-			Code: code, Message: fmt.Sprintf("%d hosts warn: %s", counts[code], code),
-			Remedy: "fleet node ls shows which; fleet status on the host says more",
-		})
+	for _, code := range slices.Sorted(maps.Keys(hosts)) {
+		names := hosts[code]
+		text := strings.Join(names[:min(len(names), 3)], ", ")
+		if len(names) > 3 {
+			text += fmt.Sprintf(" and %d more", len(names)-3)
+		}
+		all = append(all, fleet.Warning{Code: code, Message: text + ": " + code, Remedy: "fleet status on the host says more"})
 	}
 	return all
 }

@@ -247,6 +247,19 @@ func (s *Store) Get(d fleet.Digest) (*Reader, error) {
 	return &Reader{f: f, size: info.Size(), want: d, hash: sha256.New()}, nil
 }
 
+// Bytes reads a blob of at most max bytes.
+func (s *Store) Bytes(d fleet.Digest, max int64) (b []byte, err error) {
+	r, err := s.Get(d)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if r.Size() > max {
+		return nil, fleet.Errorf(fleet.TooLarge, "blob %s has %d bytes, at most %d are expected", d, r.Size(), max)
+	}
+	return io.ReadAll(r)
+}
+
 // Reader reads one blob. Where the end is due it reports an error of kind
 // Corrupt instead if the bytes were not those of the digest.
 type Reader struct {

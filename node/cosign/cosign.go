@@ -28,6 +28,9 @@ import (
 // clock, either way.
 const Freshness = 60 * time.Second
 
+// askTimeout bounds the wait for the other voters' signatures.
+const askTimeout = 10 * time.Second
+
 // ErrStaleMint is returned by Sign and Collect when the newest mint is too old
 // to be signed: the caller proposes another.
 var ErrStaleMint = errors.New("the newest mint is too old to sign")
@@ -73,25 +76,26 @@ func (s *Signer) Answer(ctx context.Context, req *rpc.CoSignRequest) (*rpc.CoSig
 	if c.Attempt != req.Attempt || c.Mint.N != req.Mint {
 		return nil, fleet.Errorf(fleet.Conflict, "command %s is at attempt %d, mint %d here, not %d, %d", c.ID, c.Attempt, c.Mint.N, req.Attempt, req.Mint)
 	}
-	_, sig, err := s.sign(c)
+	_, sig, _, err := s.sign(c)
 	if err != nil {
 		return nil, err
 	}
 	return &rpc.CoSignResponse{Signature: sig[:]}, nil
 }
 
-// sign signs what this voter's own state says, if its own clock agrees.
-func (s *Signer) sign(c *fleet.Command) ([]byte, ticket.Signature, error) {
+// sign signs what this voter's own state says, if its own clock agrees. It
+// also answers the trust.json that the ticket's epoch is from.
+func (s *Signer) sign(c *fleet.Command) ([]byte, ticket.Signature, *identity.Trust, error) {
 	var none ticket.Signature
 	trust := s.cfg.Store().Trust()
 	if trust == nil {
-		return nil, none, fleet.Errorf(fleet.Unavailable, "no fleet has been founded yet")
+		return nil, none, nil, fleet.Errorf(fleet.Unavailable, "no fleet has been founded yet")
 	}
 	if err := Signable(c, s.cfg.Now()); err != nil {
-		return nil, none, err
+		return nil, none, nil, err
 	}
 	b := ticket.ForCommand(c, trust.Fleet, trust.Epoch).Bytes()
-	return b, ticket.Sign(s.cfg.Key(), b), nil
+	return b, ticket.Sign(s.cfg.Key(), b), trust, nil
 }
 
 // Signable decides whether a voter whose clock says now signs for the newest
@@ -113,15 +117,18 @@ func Signable(c *fleet.Command, now time.Time) error {
 // this voter's and as many others' as are needed. It returns ErrStaleMint when
 // another mint is needed first.
 func (s *Signer) Collect(ctx context.Context, c *fleet.Command) (*ticket.Signed, error) {
-	trust := s.cfg.Store().Trust()
-	b, own, err := s.sign(c)
+	b, own, trust, err := s.sign(c)
 	if err != nil {
 		return nil, err
 	}
 	if trust.K <= 1 {
-		return &ticket.Signed{Ticket: b, Signatures: []ticket.Signature{own}}, nil
+		alone := &ticket.Signed{Ticket: b, Signatures: []ticket.Signature{own}}
+		if _, err := alone.Verify(trust); err != nil {
+			return nil, fleet.Errorf(fleet.Unavailable, "this host's own signature does not count: %w", err)
+		}
+		return alone, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	type vote struct {
 		voter fleet.NodeID
 		sig   ticket.Signature

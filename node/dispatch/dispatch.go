@@ -34,7 +34,10 @@ const (
 	deliverTimeout = 10 * time.Second
 	firstRetry     = 250 * time.Millisecond
 	lastRetry      = 10 * time.Second
-	maxDeliveries  = 256 // under way at once, over all commands
+	// redeliver is when a host that took the command is asked again if still no
+	// row says so: what it answered was lost on its way into the log.
+	redeliver     = 5 * time.Second
+	maxDeliveries = 256 // under way at once, over all commands
 )
 
 // Config is what a dispatcher works with. All functions are safe for
@@ -109,14 +112,14 @@ func (d *Dispatcher) Lead(ctx context.Context) error {
 
 // follow works on one command until it has ended.
 func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
-	f := &follower{d: d, accepted: map[uint32]bool{}, stale: map[uint32]bool{}, backoff: firstRetry}
+	f := &follower{d: d, accepted: map[uint32]time.Time{}, stale: map[uint32]bool{}, backoff: firstRetry}
 	for {
 		store := d.cfg.Store()
+		changed, abandoned := store.WatchCommand(id), store.Abandoned() // before the read: no change is missed
 		c := store.Command(id)
 		if c == nil {
 			return fmt.Errorf("command %s is gone", id)
 		}
-		changed, abandoned := store.WatchCommand(id), store.Abandoned()
 		if !c.Open() {
 			d.cfg.Logger.Info("command finished", "command", id, "document", c.DocumentName)
 			return nil
@@ -144,8 +147,9 @@ type follower struct {
 	d        *Dispatcher
 	ticket   []byte // signed ticket of mint, encoded
 	mint     uint32
-	accepted map[uint32]bool // hosts that hold the command
-	stale    map[uint32]bool // hosts that want a newer trust.json first
+	trust    uint32               // version of the trust.json that the ticket was signed under
+	accepted map[uint32]time.Time // hosts that hold the command, and when they last said so
+	stale    map[uint32]bool      // hosts that want a newer trust.json first
 	backoff  time.Duration
 	next     time.Time // when to deliver again to those that did not answer
 }
@@ -154,23 +158,37 @@ type follower struct {
 func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
 	now := f.d.cfg.Now()
 	var undelivered []uint32
-	open := false
+	unheard, open := false, false
+	var again time.Time // when to ask the first of those that took it and have no row yet
 	for _, inv := range store.Invocations(c.ID) {
-		if inv.State.Final() {
+		open = open || !inv.State.Final()
+		if inv.State != fleet.Pending {
 			continue
 		}
-		open = true
-		if inv.State == fleet.Pending && !f.accepted[inv.Index] {
+		took, ok := f.accepted[inv.Index]
+		switch next := took.Add(redeliver); {
+		case !ok:
+			unheard = true
 			undelivered = append(undelivered, inv.Index)
+		case !now.Before(next):
+			undelivered = append(undelivered, inv.Index)
+		case again.IsZero() || next.Before(again):
+			again = next
 		}
 	}
-	due := Due(c, undelivered != nil, open)
+	due := Due(c, unheard, open)
 	if !now.Before(due) {
 		_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt})
 		return time.Second, err
 	}
 	wait := due.Sub(now)
-	if len(undelivered) == 0 || now.UnixNano() >= c.NotAfter {
+	if now.UnixNano() >= c.NotAfter {
+		return wait, nil
+	}
+	if !again.IsZero() {
+		wait = min(wait, again.Sub(now))
+	}
+	if len(undelivered) == 0 {
 		return wait, nil
 	}
 	if now.Before(f.next) {
@@ -194,7 +212,7 @@ func (f *follower) retry(now time.Time) time.Duration {
 }
 
 // Due is when the quorum next gives up rows of c: those that no host has
-// accepted at NotAfter, all others at Expires, each with Skew.
+// accepted after NotAfter, all others after Expires, each with Skew.
 func Due(c *fleet.Command, undelivered, open bool) time.Time {
 	at := c.Expires
 	if undelivered {
@@ -203,13 +221,15 @@ func Due(c *fleet.Command, undelivered, open bool) time.Time {
 	if !open {
 		at = c.Created
 	}
-	return time.Unix(0, at).Add(Skew)
+	return time.Unix(0, at).Add(Skew + 1) // Apply wants it to have passed
 }
 
 // authorise makes sure that there is a ticket, with a new mint if the newest
-// can no longer be signed.
+// can no longer be signed. A ticket that was signed under an older trust.json
+// may lack signatures that hosts now ask for.
 func (f *follower) authorise(ctx context.Context, c *fleet.Command, now time.Time) error {
-	if f.ticket != nil && f.mint == c.Mint.N {
+	trust := f.d.cfg.Store().Trust().Version
+	if f.ticket != nil && f.mint == c.Mint.N && f.trust == trust {
 		return nil
 	}
 	signed, err := f.d.cfg.Collect(ctx, c)
@@ -232,12 +252,12 @@ func (f *follower) authorise(ctx context.Context, c *fleet.Command, now time.Tim
 	} else if err != nil {
 		return err
 	}
-	f.ticket, f.mint = signed.Encode(), c.Mint.N
+	f.ticket, f.mint, f.trust = signed.Encode(), c.Mint.N, trust
 	return nil
 }
 
 // deliver sends the command to hosts, at most maxDeliveries at once, and
-// reports whether one of them answered.
+// reports whether one of them took it.
 func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Command, indexes []uint32) bool {
 	document := store.Content(c.Document)
 	trust := store.Trust()
@@ -250,12 +270,16 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 	outcomes := make(chan outcome, len(indexes))
 	var wg sync.WaitGroup
 	started := 0
-	for _, index := range indexes {
+	slot := func() bool {
 		select {
 		case f.d.slots <- struct{}{}:
+			return true
 		case <-ctx.Done():
+			return false
 		}
-		if ctx.Err() != nil {
+	}
+	for _, index := range indexes {
+		if !slot() {
 			break
 		}
 		started++
@@ -274,46 +298,49 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 			outcomes <- outcome{index, resp, err}
 		})
 	}
-	answered := false
+	taken := false
 	for range started {
 		o := <-outcomes
-		if o.err == nil {
-			answered = true
+		if f.take(ctx, c, o.index, o.resp, o.err) {
+			taken = true
 		}
-		f.take(ctx, c, o.index, o.resp, o.err)
 	}
 	wg.Wait()
-	return answered
+	return taken
 }
 
-// take acts on what one host answered to a delivery.
-func (f *follower) take(ctx context.Context, c *fleet.Command, index uint32, resp *rpc.DeliverResponse, err error) {
+// take acts on what one host answered to a delivery, and reports whether that
+// was an answer.
+func (f *follower) take(ctx context.Context, c *fleet.Command, index uint32, resp *rpc.DeliverResponse, err error) bool {
 	log := f.d.cfg.Logger.With("command", c.ID, "node", c.Targets[index])
 	if err != nil {
 		log.Debug("delivery not answered", "err", err)
-		return
+		return false
 	}
 	switch resp.State {
 	case rpc.DeliverAccepted:
-		f.accepted[index] = true
+		f.accepted[index] = f.d.cfg.Now()
 		f.d.coll.mark(c, index)
+		return true
 	case rpc.DeliverDone, rpc.DeliverRefused:
 		if len(resp.Result) == 0 {
 			// It refused without putting its name to it: its trust.json or its
 			// clock may be behind. That is no answer; try again with ours.
 			f.stale[index] = true
 			log.Warn("host refused without a signed answer", "reason", resp.Reason)
-			return
+			return false
 		}
-		f.accepted[index] = true
 		if err := f.d.submit(ctx, c, c.Targets[index], resp.Result, resp.Detail, nil); err != nil {
-			f.accepted[index] = false
 			log.Warn("answer to a delivery not taken", "err", err)
+			return false
 		}
+		f.accepted[index] = f.d.cfg.Now()
+		return true
 	case rpc.DeliverNotReady:
 		f.stale[index] = true
 		log.Debug("host is not ready", "reason", resp.Reason)
 	}
+	return false
 }
 
 // Report takes a host's signed result and answers the log index under which
@@ -392,8 +419,15 @@ func Accept(store *state.Store, c *fleet.Command, node fleet.NodeID, result, det
 	case len(detail) > 0 && fleet.Sum(detail) != r.Detail:
 		return none, fleet.Errorf(fleet.Denied, "the details are not those that the result names")
 	}
-	return fleet.Invocation{
+	row := fleet.Invocation{
 		Index: r.Index, State: r.State, Code: r.Code, Started: r.Started, Ended: r.Ended,
 		Detail: r.Detail, DetailSize: r.DetailSize, Reason: r.Reason, Signature: r.Signature,
-	}, nil
+	}
+	// Rows of many hosts share an entry: one that Apply would refuse must not
+	// take the others with it.
+	alone := &entry.Results{Stamp: c.Created, Command: c.ID, Attempt: c.Attempt, Rows: []fleet.Invocation{row}}
+	if err := alone.Check(); err != nil {
+		return none, err
+	}
+	return row, nil
 }

@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// withSteps is a JSON document with one parameter p of the given declaration
+// withInputs is a JSON document with one parameter p of the given declaration
 // and one shell step of the given inputs.
 func withInputs(parameter, inputs string) string {
 	if parameter == "" {

@@ -16,6 +16,7 @@ import (
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/journal"
 	"fleet/node/wire"
 )
 
@@ -92,18 +93,35 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 	if err := d.readJSON("fleet.json", &f); err != nil {
 		return nil, nil, err
 	}
-	if f.Version != 1 || len(f.RootKey) != 32 || fleet.IDOf(f.Root()) != f.Fleet {
+	if f.Version != 1 {
+		return nil, nil, fleet.Errorf(fleet.Corrupt, "%s has version %d; this program reads version 1", d.File("fleet.json"), f.Version)
+	}
+	root, err := identity.VerifyRoot(f.RootCertificate, f.Fleet)
+	if err != nil || len(f.RootKey) != len(root) || f.Root() != root {
 		return nil, nil, fleet.Errorf(fleet.Corrupt, "%s is damaged: the root key in it does not belong to fleet %.40q", d.File("fleet.json"), f.Fleet)
+	}
+	if _, err := fleet.ParseNodeID(string(f.Node)); err != nil {
+		return nil, nil, fleet.Errorf(fleet.Corrupt, "%s is damaged: %w", d.File("fleet.json"), err)
 	}
 	return d, &f, nil
 }
 
+// refuseEnrolled is an error unless the directory is absent or empty of a fleet.
+func refuseEnrolled(path string) error {
+	d, f, err := OpenDir(path)
+	if errors.Is(err, ErrNotEnrolled) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fleet.Errorf(fleet.Conflict, "%s already holds host %s of fleet %s (%s)", d.path, f.Node, f.Name, f.Fleet).
+		WithHint(`start it with "fleet agent"; to enrol in another fleet choose an empty --data-dir`)
+}
+
 // createDir makes a data directory, which must be absent or empty of a fleet.
 func createDir(path string) (*Dir, error) {
-	if other, f, err := OpenDir(path); err == nil {
-		e := fleet.Errorf(fleet.Conflict, "%s already holds host %s of fleet %s (%s)", other.path, f.Node, f.Name, f.Fleet)
-		return nil, e.WithHint(`start it with "fleet agent"; to enrol in another fleet choose an empty --data-dir`)
-	} else if !errors.Is(err, ErrNotEnrolled) {
+	if err := refuseEnrolled(path); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{path, filepath.Join(path, "keys"), filepath.Join(path, "blob")} {
@@ -190,6 +208,17 @@ func (d *Dir) saveGossipKeys(keys [][]byte) error {
 		fmt.Fprintln(&b, hex.EncodeToString(k))
 	}
 	return d.write("gossip.keys", b.Bytes(), 0o600)
+}
+
+// createJournal makes the agent's journal, unless an earlier try of the same
+// enrolment did. Made here it knows since when it is; one that the agent has to
+// make again later has lost that, and refuses what may have run before.
+func (d *Dir) createJournal(origin int64) error {
+	path := d.File("journal")
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	return journal.Create(path, origin)
 }
 
 // SaveNodeRecord replaces the host's signed node record.

@@ -49,6 +49,7 @@ type answer struct {
 	Trust       []byte   `msgpack:"tr,omitempty"`
 	GossipKeys  [][]byte `msgpack:"gk,omitempty"`
 	NodeRecord  []byte   `msgpack:"re,omitempty"`
+	Origin      int64    `msgpack:"or,omitempty"` // stamp before which no command can be new to the joiner
 }
 
 type wirePeer struct {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,7 +57,16 @@ func Init(_ context.Context, o InitOptions) (_ *InitResult, err error) {
 	if err := checkInit(&o); err != nil {
 		return nil, err
 	}
-	var undo []string // files to remove, newest last
+	// What is not there yet is removed again on error. What is there stays: an
+	// agent key, for example, may be that of an enrolment that was cut short.
+	var undo []string
+	made := func(paths ...string) {
+		for _, path := range paths {
+			if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+				undo = append(undo, path)
+			}
+		}
+	}
 	defer func() {
 		if err != nil {
 			for i := len(undo) - 1; i >= 0; i-- {
@@ -64,12 +74,15 @@ func Init(_ context.Context, o InitOptions) (_ *InitResult, err error) {
 			}
 		}
 	}()
-	dir, err := createDir(o.DataDir)
-	if err != nil {
+	dir := &Dir{path: o.DataDir}
+	made(dir.path, dir.File("keys"), dir.File("blob"), dir.File("gossip.keys"), dir.File("trust.json"), dir.File("peers.json"),
+		dir.File("fleet.json"), dir.File("FORMAT"), dir.File("journal"), dir.File(GenesisFile))
+	for _, name := range []string{Agent, Quorum, Issuer} {
+		made(dir.File("keys/"+name+".key"), dir.File("keys/"+name+".crt"))
+	}
+	if dir, err = createDir(o.DataDir); err != nil {
 		return nil, err
 	}
-	undo = append(undo, dir.File("keys"), dir.File("gossip.keys"), dir.File("trust.json"), dir.File("peers.json"),
-		dir.File("fleet.json"), dir.File("FORMAT"), dir.File(GenesisFile))
 	now := o.Now()
 
 	root, err := identity.GenerateKey()
@@ -126,6 +139,7 @@ func Init(_ context.Context, o InitOptions) (_ *InitResult, err error) {
 		func() error { return dir.saveGossipKeys([][]byte{gossipKey}) },
 		func() error { return dir.SavePeers([]Peer{{Node: node, Address: o.Advertise}}) },
 		func() error { return dir.write(GenesisFile, genesis, 0o600) },
+		func() error { return dir.createJournal(now.UnixNano()) },
 	} {
 		if err := step(); err != nil {
 			return nil, err
@@ -138,6 +152,7 @@ func Init(_ context.Context, o InitOptions) (_ *InitResult, err error) {
 		return nil, err
 	}
 	undo = append(undo, o.RootKeyPath)
+	made(filepath.Dir(o.CredentialPath))
 	cred := identity.Credential{
 		Fleet: fleetID, Name: o.Name, Operator: o.Operator, Key: operatorKey, Addresses: []string{o.Advertise},
 	}
@@ -180,6 +195,14 @@ func checkInit(o *InitOptions) error {
 		return fleet.Errorf(fleet.Invalid, "where should the root key go? It is needed to add, remove or recover quorum hosts").
 			WithHint("--root-key FILE, best on removable media")
 	}
+	if o.CredentialPath == "" {
+		return fleet.Errorf(fleet.Invalid, "where should the first operator's credential go?").WithHint("--credential FILE")
+	}
+	// Before the files below: they are there too, and must not be moved away,
+	// if this fleet was started already.
+	if err := refuseEnrolled(o.DataDir); err != nil {
+		return err
+	}
 	data, err := filepath.Abs(o.DataDir)
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
@@ -192,16 +215,21 @@ func checkInit(o *InitOptions) error {
 		return fleet.Errorf(fleet.Invalid, "the root key would lie in the data directory %s: whoever steals this host would own the fleet", data).
 			WithHint("--root-key FILE outside it, best on removable media")
 	}
-	for what, path := range map[string]string{"root key file": o.RootKeyPath, "credential": o.CredentialPath} {
-		if _, err := os.Lstat(path); err == nil {
-			return fleet.Errorf(fleet.Conflict, "the %s %s exists already", what, path).WithHint("name another path, or move the old file away")
+	for _, file := range []struct{ what, path string }{{"root key file", o.RootKeyPath}, {"credential", o.CredentialPath}} {
+		if _, err := os.Lstat(file.path); err == nil {
+			return fleet.Errorf(fleet.Conflict, "the %s %s exists already", file.what, file.path).
+				WithHint("name another path, or move the old file away")
 		}
 	}
 	return nil
 }
 
-// resolve follows the symbolic links of the part of path that exists.
-func resolve(path string) string {
+// resolve follows the symbolic links of an absolute path, also those that lead
+// to what does not exist yet: Init makes the data directory, and a link to it
+// then leads into it.
+func resolve(path string) string { return resolveLinks(path, 40) }
+
+func resolveLinks(path string, links int) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		return real
 	}
@@ -209,7 +237,16 @@ func resolve(path string) string {
 	if parent == path {
 		return path
 	}
-	return filepath.Join(resolve(parent), filepath.Base(path))
+	parent = resolveLinks(parent, links)
+	path = filepath.Join(parent, filepath.Base(path))
+	to, err := os.Readlink(path)
+	if err != nil || links == 0 {
+		return path
+	}
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(parent, to)
+	}
+	return resolveLinks(to, links-1)
 }
 
 func within(dir, path string) bool {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"fleet/node/fleet"
@@ -17,6 +18,9 @@ import (
 const (
 	joinTimeout = 15 * time.Second // for one address
 	maxRounds   = 3                // of redirects by ordinary hosts
+	maxTried    = 16               // addresses in all
+	// maxRedirects is how many addresses of one host are followed.
+	maxRedirects = 8
 	// ClockWarning is the offset from which a joiner is told that its clock is wrong.
 	ClockWarning = 60 * time.Second
 )
@@ -97,7 +101,7 @@ func (j *joiner) ask(ctx context.Context) (*answer, time.Duration, error) {
 		var next []string
 		rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] })
 		for _, addr := range addrs {
-			if tried[addr] {
+			if tried[addr] || len(tried) == maxTried {
 				continue
 			}
 			tried[addr] = true
@@ -105,8 +109,15 @@ func (j *joiner) ask(ctx context.Context) (*answer, time.Duration, error) {
 			if err == nil && a != nil {
 				return a, offset, nil
 			}
+			if ctx.Err() != nil && err == nil {
+				err = context.Cause(ctx)
+			}
 			if j.decided || ctx.Err() != nil {
 				return nil, 0, err
+			}
+			redirect = slices.DeleteFunc(redirect, func(to string) bool { return tried[to] || identity.CheckAddress(to) != nil })
+			if err == nil && len(redirect) == 0 {
+				err = errors.New("it is not of the quorum and knows no other address of it")
 			}
 			if err != nil {
 				failures = append(failures, fmt.Errorf("%s: %w", addr, err))
@@ -115,18 +126,28 @@ func (j *joiner) ask(ctx context.Context) (*answer, time.Duration, error) {
 		}
 		addrs = next
 	}
-	kind := fleet.Unavailable
-	for _, err := range failures {
-		if k := fleet.KindOf(err); k == fleet.Unauthenticated || k == fleet.Expired {
-			kind = k
+	return nil, 0, noAnswer(failures)
+}
+
+// noAnswer is the error after every address has failed. Its kind and hint are
+// those of the failure that says most: a host that could not be trusted before
+// one that could not be reached.
+func noAnswer(failures []error) error {
+	all := errors.Join(failures...)
+	e := fleet.Errorf(fleet.Unavailable, "no host of the fleet's quorum answered: %w", all)
+	hint := fleet.HintOf(all)
+	for _, kind := range []fleet.Kind{fleet.Expired, fleet.Unauthenticated} {
+		for _, err := range failures {
+			if fleet.KindOf(err) == kind {
+				e.Kind = kind
+				hint = fleet.HintOf(err)
+			}
 		}
 	}
-	e := fleet.Errorf(kind, "no host of the fleet's quorum answered: %w", errors.Join(failures...))
-	hint := "check that these hosts run and that this host reaches their TCP port"
-	if h := fleet.HintOf(errors.Join(failures...)); h != "" {
-		hint = h
+	if hint == "" {
+		hint = "check that these hosts run and that this host reaches their TCP port"
 	}
-	return nil, 0, e.WithHint("%s", hint)
+	return e.WithHint("%s", hint)
 }
 
 func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset time.Duration, redirect []string, err error) {
@@ -162,21 +183,19 @@ func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset tim
 		return nil, 0, nil, fleet.Errorf(fleet.Invalid, "the host speaks version %d of the join protocol, this program version 1", a.Version)
 	}
 	if a.Message != "" {
-		kind := fleet.Kind(a.Kind)
-		switch kind {
-		case fleet.NoQuorum, fleet.NotLeader, fleet.Unavailable, fleet.Unknown, fleet.Throttled:
-			// Another host may know better.
-			if a.Code != codeSpent {
-				break
-			}
-			fallthrough
+		// Only the quorum decides, and of its hosts another one may know better.
+		switch kind := fleet.Kind(a.Kind); {
+		case conn.Peer.Role != fleet.RoleQuorum:
+		case a.Code == codeActivation:
+			j.decided = true
+		case kind == fleet.NoQuorum, kind == fleet.NotLeader, kind == fleet.Unavailable, kind == fleet.Unknown, kind == fleet.Throttled:
 		default:
 			j.decided = true
 		}
-		return nil, 0, nil, &fleet.Error{Kind: kind, Code: a.Code, Message: a.Message, Hint: a.Hint}
+		return nil, 0, nil, &fleet.Error{Kind: fleet.Kind(a.Kind), Code: a.Code, Message: a.Message, Hint: a.Hint}
 	}
-	if conn.Peer.Role != fleet.RoleQuorum {
-		for _, p := range a.Peers {
+	if conn.Peer.Role != fleet.RoleQuorum || len(a.Certificate) == 0 {
+		for _, p := range a.Peers[:min(len(a.Peers), maxRedirects)] {
 			redirect = append(redirect, p.Address)
 		}
 		return nil, 0, redirect, nil
@@ -228,6 +247,7 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 		func() error { return dir.SavePeers(peers) },
 		func() error { return dir.SaveChain(Agent, a.Certificate, a.Issuer, a.Root) },
 		func() error { return dir.SaveNodeRecord(a.NodeRecord) },
+		func() error { return dir.createJournal(a.Origin) },
 		func() error {
 			return dir.finish(&Fleet{
 				Fleet: trust.Fleet, Name: a.FleetName, Node: peer.Node, NodeName: a.NodeName,

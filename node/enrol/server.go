@@ -14,13 +14,15 @@ import (
 	"fleet/node/identity"
 )
 
-// codeSpent marks the one refusal of kind Throttled that no other host would
-// answer otherwise.
-const codeSpent = "ActivationSpent"
+// codeActivation is SSM's name for the refusal of an activation. No other host
+// would answer otherwise, even where the kind (Throttled: it is spent) sounds so.
+const codeActivation = "InvalidActivation"
 
 const (
 	serverDeadline = 20 * time.Second // for a whole enrolment
 	maxEnrolments  = 64               // under way at once on one host
+	// maxSkew is how far the clocks of the quorum may lie apart.
+	maxSkew = 60 * time.Second
 	// RecordValidity is how long a node record counts; it is reissued with the
 	// certificate.
 	RecordValidity = identity.AgentValidity
@@ -35,7 +37,8 @@ type ServerConfig struct {
 	// nil on an ordinary host, which only answers where the quorum is.
 	Enrol func(ctx context.Context, request []byte) (*fleet.Node, error)
 
-	// Issuing is what a quorum host signs with.
+	// Issuing is what a quorum host signs with; of kind Unavailable while it
+	// does not vote.
 	Issuing func() (*Issuing, error)
 
 	Now    func() time.Time
@@ -146,9 +149,30 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	if s.cfg.Enrol == nil || len(h.Request) == 0 {
 		return a, nil
 	}
+	// What this host could not certify must not be enrolled: the activation
+	// would be counted for nothing.
+	if _, err := s.cfg.Issuing(); fleet.KindOf(err) == fleet.Unavailable {
+		return a, nil // it holds a quorum certificate but does not vote yet: others do
+	} else if err != nil {
+		return nil, err
+	}
+	payload, _, err := identity.ParseJoinRequest(h.Request)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkAdvertise(payload.Address); err != nil {
+		return nil, err
+	}
+	began := s.cfg.Now()
 	node, err := s.cfg.Enrol(ctx, h.Request)
 	if err != nil {
 		return nil, err
+	}
+	// A row that was there before is that of a host that lost its data: what was
+	// sent to it so far may have run there.
+	a.Origin = node.Enrolled
+	if node.Enrolled < began.Add(-maxSkew).UnixNano() {
+		a.Origin = began.UnixNano()
 	}
 	issuing, err := s.cfg.Issuing()
 	if err != nil {
@@ -170,5 +194,9 @@ func refusal(err error) *answer {
 	if !errors.As(err, &e) {
 		return &answer{Kind: uint8(fleet.Other), Message: "the host could not decide this request; its log says why"}
 	}
-	return &answer{Kind: uint8(e.Kind), Code: e.Code, Message: e.Message, Hint: fleet.HintOf(err)}
+	a := &answer{Kind: uint8(e.Kind), Code: e.Code, Message: e.Message, Hint: fleet.HintOf(err)}
+	if a.Message == "" { // an answer without one is no refusal
+		a.Message = e.Kind.String()
+	}
+	return a
 }

@@ -11,7 +11,7 @@ import (
 // VoterPlan is what the root key is about to sign: shown to the operator
 // before, sent as the request after.
 type VoterPlan struct {
-	Candidates []*identity.SignedCandidate // verified, by node
+	Candidates []*identity.SignedCandidate // verified, in the order in which they were named
 	Voters     []fleet.NodeID              // who votes afterwards
 	Eligible   []fleet.NodeID              // who follows the log but does not vote afterwards
 	next       *identity.Trust             // nil when nobody becomes a voter
@@ -81,8 +81,7 @@ func PlanVoters(trust *identity.Trust, candidates [][]byte, keys func(fleet.Node
 
 // Sign makes the request: the candidates' certificates and, when somebody
 // becomes a voter, the next trust.json, whose version is recorded in the
-// root-key file before it leaves, so that no two are ever signed for one
-// version.
+// root-key file before it leaves, so that an older one is never signed again.
 func (p *VoterPlan) Sign(root identity.PrivateKey, file *identity.RootKeyFile, now time.Time) (*fleet.AddVotersRequest, error) {
 	req := &fleet.AddVotersRequest{}
 	for _, c := range p.Candidates {

@@ -230,6 +230,27 @@ func TestRunsAsAUser(t *testing.T) {
 	if exit := run(t, spec); exit.Code != 0 || !strings.HasPrefix(out.String(), "nobody\n") || strings.Contains(out.String(), "root") {
 		t.Errorf("exit %+v, output %q", exit, out.String())
 	}
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	nobody, err := LookupUser("nobody")
+	if err == nil {
+		err = MakeDir(root, "d", nobody)
+	}
+	if err == nil {
+		err = WriteScript(root, "d/s", []byte("#!/bin/sh\nid -un\n"), nobody)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{"d": os.ModeDir | 0o700, "d/s": 0o700} {
+		info, err := root.Stat(name)
+		if err != nil || info.Mode() != mode || fmt.Sprint(info.Sys().(*syscall.Stat_t).Uid) != nobody.UID {
+			t.Errorf("%s: %+v, %v", name, info, err)
+		}
+	}
 	account, err := LookupUser("")
 	if err != nil || !account.Own || account.UID != "0" {
 		t.Errorf("own account %+v, %v", account, err)

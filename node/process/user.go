@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"os"
 	"os/user"
 
 	"fleet/node/fleet"
@@ -17,6 +18,8 @@ type Account struct {
 }
 
 // LookupUser finds a user by name; "" is the user that this process runs as.
+// The error is of kind NotFound when there is no such user, and Denied when
+// this process may not start children as it.
 func LookupUser(name string) (Account, error) {
 	own, err := user.Current()
 	if err != nil {
@@ -31,5 +34,9 @@ func LookupUser(name string) (Account, error) {
 			return Account{}, fleet.Errorf(fleet.Other, "find user %.64q: %w", name, err)
 		}
 	}
-	return Account{Name: u.Username, UID: u.Uid, GID: u.Gid, Home: u.HomeDir, Own: u.Uid == own.Uid}, nil
+	a := Account{Name: u.Username, UID: u.Uid, GID: u.Gid, Home: u.HomeDir, Own: u.Uid == own.Uid}
+	if !a.Own && os.Geteuid() != 0 {
+		return Account{}, fleet.Errorf(fleet.Denied, "run as user %.64q: the agent of this host is not root", name)
+	}
+	return a, nil
 }

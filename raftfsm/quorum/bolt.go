@@ -138,13 +138,11 @@ func readMeta(f io.ReaderAt, at int64, id uint64) (boltMeta, error) {
 		return boltMeta{}, fmt.Errorf("meta page %d: %w", id, err)
 	}
 	m := b[pageHeader:]
-	sum := fnv.New64a()
-	sum.Write(m[:metaSize-8])
 	meta := boltMeta{pageSize: order.Uint32(m[8:]), root: order.Uint64(m[16:]), freelist: order.Uint64(m[32:]), pages: order.Uint64(m[40:]), commit: order.Uint64(m[48:])}
 	switch {
 	case order.Uint32(m) != boltMagic || order.Uint32(m[4:]) != boltVersion:
 		return meta, fmt.Errorf("meta page %d is not one of a bbolt file of version %d", id, boltVersion)
-	case order.Uint64(m[metaSize-8:]) != sum.Sum64():
+	case order.Uint64(m[metaSize-8:]) != metaSum(m[:metaSize-8]):
 		return meta, fmt.Errorf("meta page %d is damaged", id)
 	case order.Uint64(b) != id || order.Uint16(b[8:]) != metaPage:
 		return meta, fmt.Errorf("the header of meta page %d is damaged", id)
@@ -152,6 +150,12 @@ func readMeta(f io.ReaderAt, at int64, id uint64) (boltMeta, error) {
 		return meta, fmt.Errorf("meta page %d: pages of %d bytes", id, meta.pageSize)
 	}
 	return meta, nil
+}
+
+func metaSum(b []byte) uint64 {
+	sum := fnv.New64a()
+	sum.Write(b)
+	return sum.Sum64()
 }
 
 // bucket checks a bucket by the value of its element in the root.

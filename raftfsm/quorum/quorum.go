@@ -337,7 +337,8 @@ func (q *Quorum) apply(b []byte) (raftfsm.Answer, error) {
 }
 
 func (q *Quorum) reserve(size int) bool {
-	if q.proposals.Add(1) > maxProposals || q.proposalBytes.Add(int64(size)) > maxProposalBytes {
+	n, bytes := q.proposals.Add(1), q.proposalBytes.Add(int64(size))
+	if n > maxProposals || bytes > maxProposalBytes {
 		q.unreserve(size)
 		return false
 	}

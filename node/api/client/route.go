@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,8 +9,8 @@ import (
 
 // LocalAddress is the address of this host on the route to target
 // ("host:port"): what target would see. Nothing is sent.
-func LocalAddress(target string) (netip.Addr, error) {
-	conn, err := net.Dial("udp", target)
+func LocalAddress(ctx context.Context, target string) (netip.Addr, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", target)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("route to %s: %w", target, unwrapURL(err))
 	}

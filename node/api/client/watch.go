@@ -44,7 +44,7 @@ func (c *Client) Watch(ctx context.Context, req fleet.WatchCommandRequest, f fun
 		return f(e)
 	}
 	backoff := firstBackoff
-	lastGood := c.opts.Now()
+	lastGood := time.Now() // elapsed time, not the fleet's
 	for {
 		events, err := c.stream(ctx, body, once)
 		switch {
@@ -56,9 +56,9 @@ func (c *Client) Watch(ctx context.Context, req fleet.WatchCommandRequest, f fun
 			return err
 		}
 		if events > 0 {
-			lastGood, backoff = c.opts.Now(), firstBackoff
+			lastGood, backoff = time.Now(), firstBackoff
 		}
-		if c.opts.Now().Sub(lastGood) > c.opts.Timeout {
+		if time.Since(lastGood) > c.opts.Timeout {
 			return err
 		}
 		c.avoid()

@@ -1,0 +1,561 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"fleet/node/api/client"
+	"fleet/node/document"
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/memnet"
+	"fleet/node/process"
+	"fleet/node/ssm"
+)
+
+// bubble is a fleet of whole nodes in virtual time: real TLS, real Raft, real
+// gossip, the real sequence of enrolment, over an in-memory network and with
+// children that only sleep.
+type bubble struct {
+	t    *testing.T
+	net  *memnet.Network
+	dir  string
+	cred identity.Credential
+	host *memnet.Host // the operator's machine
+
+	hosts map[string]*memnet.Host // by node name
+	nodes map[string]*Node        // those that run
+
+	mu   sync.Mutex // guards runs
+	runs map[string]int
+}
+
+const (
+	bubblePort = 7790
+	runTime    = 2 * time.Second // of every child
+)
+
+func newBubble(t *testing.T, voters, agents int) *bubble {
+	t.Helper()
+	b := &bubble{
+		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
+	}
+	b.net.SetLatency(time.Millisecond)
+	b.host = b.net.Host("10.0.9.9")
+	ctx := t.Context()
+	for i := range voters + agents {
+		name := fmt.Sprintf("n%d", i+1)
+		b.hosts[name] = b.net.Host(fmt.Sprintf("10.0.0.%d", i+1))
+	}
+	init, err := enrol.Init(ctx, enrol.InitOptions{
+		DataDir: b.data("n1"), Name: "bubble", RootKeyPath: filepath.Join(b.dir, "root.key"), NodeName: "n1", Advertise: b.addr("n1"),
+		Operator: "tester", CredentialPath: filepath.Join(b.dir, "credential"), Now: time.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.cred = init.Credential
+	b.start("n1")
+	b.ready("n1")
+	c := b.client()
+	code, err := identity.NewCode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := code.Key().Public()
+	var made ssm.CreateActivationResult
+	if err := c.Call(ctx, "CreateActivation", ssm.CreateActivationRequest{RegistrationLimit: 100, PublicKey: key[:]}, &made); err != nil {
+		t.Fatal(err)
+	}
+	token := identity.JoinToken{
+		Root: fleet.Sum(init.Root[:]), Activation: fleet.ActivationID(made.ActivationId), Code: code, Addresses: []string{b.addr("n1")},
+	}
+	for name, h := range b.hosts {
+		if name == "n1" {
+			continue
+		}
+		if _, err := enrol.Join(ctx, enrol.JoinOptions{
+			DataDir: b.data(name), Token: token, NodeName: name, Advertise: b.addr(name), Now: time.Now, Dial: h.DialContext,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		b.start(name)
+	}
+	for name := range b.hosts {
+		b.ready(name)
+	}
+	if voters > 1 {
+		b.addVoters(c, voters)
+	}
+	c.Close()
+	return b
+}
+
+func (b *bubble) data(name string) string { return filepath.Join(b.dir, name) }
+
+func (b *bubble) addr(name string) string {
+	return net.JoinHostPort(b.hosts[name].Addr().String(), fmt.Sprint(bubblePort))
+}
+
+// start starts a host that was enrolled, or starts it again after crash.
+func (b *bubble) start(name string) {
+	b.t.Helper()
+	h := b.hosts[name]
+	l, err := h.Listen("tcp", bubblePort)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	p, err := h.ListenPacket(bubblePort)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	out := io.Discard
+	level := slog.LevelWarn
+	if os.Getenv("FLEET_TEST_LOG") != "" {
+		out, level = b.t.Output(), slog.LevelDebug
+	}
+	n, err := New(Config{
+		DataDir: b.data(name), Listener: l, Packet: p, Dial: h.DialContext, Advertise: b.addr(name), Version: "test",
+		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("host", name),
+		Starter: func(ctx context.Context, spec process.Spec) (process.Exit, error) {
+			return b.child(ctx, name, spec)
+		},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := n.Start(b.t.Context()); err != nil {
+		b.t.Fatal(err)
+	}
+	b.nodes[name] = n
+}
+
+// child is what runs in place of a shell: it takes runTime and counts.
+func (b *bubble) child(ctx context.Context, name string, spec process.Spec) (process.Exit, error) {
+	command := ""
+	for _, v := range spec.Env {
+		if id, ok := strings.CutPrefix(v, "FLEET_COMMAND_ID="); ok {
+			command = id
+		}
+	}
+	b.mu.Lock()
+	b.runs[command+" "+name]++
+	b.mu.Unlock()
+	if spec.Spawned != nil {
+		if err := spec.Spawned(process.Identity{PID: 1, Start: 1, Boot: "bubble"}); err != nil {
+			return process.Exit{}, err
+		}
+	}
+	select {
+	case <-time.After(runTime):
+	case <-ctx.Done():
+		return process.Exit{Code: 137, Signal: 9, Cancelled: true}, nil
+	}
+	fmt.Fprintf(spec.Stdout, "hello from %s\n", name)
+	return process.Exit{}, nil
+}
+
+func (b *bubble) ready(name string) {
+	b.t.Helper()
+	select {
+	case <-b.nodes[name].Ready():
+	case <-b.nodes[name].Done():
+		b.t.Fatalf("%s stopped: %v", name, b.nodes[name].Err())
+	case <-time.After(time.Minute):
+		b.t.Fatalf("%s is not ready after a minute", name)
+	}
+}
+
+// crash takes a host off the network and ends it, without a farewell.
+func (b *bubble) crash(name string) {
+	b.hosts[name].Down()
+	n := b.nodes[name]
+	delete(b.nodes, name)
+	n.cancel(errStopped)
+	<-n.Done()
+	b.hosts[name].Up()
+}
+
+func (b *bubble) stopAll() {
+	for name, n := range b.nodes {
+		n.cancel(errStopped)
+		<-n.Done()
+		delete(b.nodes, name)
+	}
+	b.net.Close()
+	// memberlist and net/http leave timers behind; a bubble must see them end.
+	time.Sleep(5 * time.Minute)
+}
+
+func (b *bubble) client() *client.Client {
+	b.t.Helper()
+	c, err := client.Open(b.t.Context(), b.cred, client.Options{Dial: b.host.DialContext})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return c
+}
+
+func (b *bubble) addVoters(c *client.Client, voters int) {
+	b.t.Helper()
+	file, root, err := identity.OpenRootKeyFile(filepath.Join(b.dir, "root.key"), nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var trusted fleet.GetTrustResult
+	if err := c.Call(b.t.Context(), "GetTrust", fleet.GetTrustRequest{}, &trusted); err != nil {
+		b.t.Fatal(err)
+	}
+	trust, err := identity.ParseTrust(trusted.Trust, root.Public())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	keys := map[fleet.NodeID]fleet.PublicKey{}
+	var candidates [][]byte
+	for i := 2; i <= voters; i++ {
+		n := b.nodes[fmt.Sprintf("n%d", i)]
+		keys[n.ID()] = n.key.Public()
+		var got fleet.GetCandidateResult
+		if err := c.Call(b.t.Context(), "GetCandidate", fleet.GetCandidateRequest{InstanceId: n.ID()}, &got); err != nil {
+			b.t.Fatal(err)
+		}
+		candidates = append(candidates, got.Candidate)
+		b.cred.Addresses = append(b.cred.Addresses, n.Address())
+	}
+	plan, err := enrol.PlanVoters(trust, candidates, func(id fleet.NodeID) (fleet.PublicKey, error) { return keys[id], nil })
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	req, err := plan.Sign(root, file, time.Now())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var done fleet.AddVotersResult
+	if err := c.Call(b.t.Context(), "AddVoters", req, &done); err != nil {
+		b.t.Fatal(err)
+	}
+	if len(done.Voters) != voters {
+		b.t.Fatalf("%d voters after quorum add, want %d", len(done.Voters), voters)
+	}
+}
+
+// send sends a command to every host. It is called while the quorum is being
+// disturbed, so its caller decides what an error means.
+func (b *bubble) send(c *client.Client) (fleet.CommandID, error) {
+	content, _, _ := document.Builtin("AWS-RunShellScript")
+	var sent ssm.SendCommandResult
+	err := c.Call(b.t.Context(), "SendCommand", ssm.SendCommandRequest{
+		DocumentName: "AWS-RunShellScript", DocumentHash: fleet.Sum(content).String(), DocumentHashType: "Sha256",
+		Targets: []ssm.Target{{Key: "InstanceIds", Values: []string{"*"}}}, Parameters: map[string][]string{"commands": {"true"}, "executionTimeout": {"60"}},
+		MaxConcurrency: "100%", MaxErrors: "100%", TimeoutSeconds: 60,
+	}, &sent)
+	return fleet.CommandID(sent.Command.CommandId), err
+}
+
+// await waits until a command has ended and gives its row and the states of
+// its targets by node name.
+func (b *bubble) await(id fleet.CommandID) (*fleet.Command, map[string]fleet.InvocationState) {
+	b.t.Helper()
+	deadline := time.Now().Add(20 * time.Minute)
+	for {
+		for _, n := range b.nodes {
+			m := n.member.Load()
+			if m == nil {
+				continue
+			}
+			store := m.fsm.Store().Snapshot()
+			cmd := store.Command(id)
+			if cmd == nil || cmd.Open() {
+				continue
+			}
+			states := map[string]fleet.InvocationState{}
+			for _, inv := range store.Invocations(id) {
+				name := store.Node(cmd.Targets[inv.Index]).Name
+				states[name] = inv.State
+				if inv.State != fleet.Success {
+					b.t.Logf("%s on %s: %s %s", id, name, inv.State, inv.Reason)
+				}
+			}
+			return cmd, states
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("command %s has not ended after 20 minutes", id)
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// judge holds what is promised of every command: each target has one final
+// state, none ran twice, and what is called a success ran.
+func (b *bubble) judge(id fleet.CommandID) map[fleet.InvocationState]int {
+	b.t.Helper()
+	_, states := b.await(id)
+	counts := map[fleet.InvocationState]int{}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, s := range states {
+		counts[s]++
+		runs := b.runs[string(id)+" "+name]
+		if !s.Final() {
+			b.t.Errorf("%s: target %s of an ended command is %s", id, name, s)
+		}
+		if runs > 1 {
+			b.t.Errorf("%s ran %d times on %s", id, runs, name)
+		}
+		if s == fleet.Success && runs != 1 {
+			b.t.Errorf("%s: %s says Success and ran %d times", id, name, runs)
+		}
+	}
+	if len(states) != len(b.hosts) {
+		b.t.Errorf("%s: %d targets, want %d", id, len(states), len(b.hosts))
+	}
+	return counts
+}
+
+func (b *bubble) leader() string {
+	for name, n := range b.nodes {
+		if n.Leads() {
+			return name
+		}
+	}
+	return ""
+}
+
+// awaitLeader waits for a leader other than the one named.
+func (b *bubble) awaitLeader(other string) string {
+	b.t.Helper()
+	for range 600 {
+		if l := b.leader(); l != "" && l != other {
+			return l
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	b.t.Fatal("no leader for a minute")
+	return ""
+}
+
+func TestCommandOnEveryHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 2)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		id, err := b.send(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last fleet.CommandEvent
+		outputs := map[string]string{}
+		if err := c.Watch(t.Context(), fleet.WatchCommandRequest{CommandId: id, Output: true}, func(e fleet.WatchEvent) error {
+			if e.Command != nil {
+				last = *e.Command
+			}
+			if e.Invocation != nil && e.Invocation.Final {
+				outputs[e.Invocation.Name] = e.Invocation.Stdout.Text
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if last.SuccessCount != 5 || !last.Ended {
+			t.Errorf("last event %+v, want 5 successes", last)
+		}
+		for name := range b.hosts {
+			if want := "hello from " + name + "\n"; outputs[name] != want {
+				t.Errorf("output of %s is %q, want %q", name, outputs[name], want)
+			}
+		}
+		b.judge(id)
+	})
+}
+
+// TestLeadersComeAndGo crashes and isolates leaders in the middle of commands.
+func TestLeadersComeAndGo(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		disturb func(b *bubble, leader string) (mend func())
+	}{
+		{"crash", func(b *bubble, leader string) func() {
+			b.crash(leader)
+			return func() { b.start(leader) }
+		}},
+		{"isolated", func(b *bubble, leader string) func() {
+			b.net.Isolate(b.hosts[leader])
+			return b.net.HealAll
+		}},
+		{"cannot be heard", func(b *bubble, leader string) func() {
+			for _, h := range b.hosts {
+				if h != b.hosts[leader] {
+					b.net.CutOneWay(b.hosts[leader], h)
+				}
+			}
+			return b.net.HealAll
+		}},
+		{"alone with the operator and an agent", func(b *bubble, leader string) func() {
+			var left, right []*memnet.Host
+			for name, h := range b.hosts {
+				if name == leader || name == "n4" {
+					left = append(left, h)
+				} else {
+					right = append(right, h)
+				}
+			}
+			b.net.Partition(append(left, b.host), right)
+			return b.net.HealAll
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBubble(t, 3, 2)
+				defer b.stopAll()
+				for round := range 3 {
+					// A point of time somewhere in the life of the command: before
+					// delivery, while it runs, while the answers come in.
+					c := b.client()
+					id, err := b.send(c)
+					if err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Duration(rand.N(2500)) * time.Millisecond)
+					leader := b.awaitLeader("")
+					mend := tc.disturb(b, leader)
+					time.Sleep(time.Duration(5+rand.N(10)) * time.Second)
+					mend()
+					b.awaitLeader("")
+					counts := b.judge(id)
+					t.Logf("round %d: %v", round, counts)
+					c.Close()
+				}
+			})
+		})
+	}
+}
+
+// TestAgentCrashes crashes ordinary hosts in the middle of commands: what had
+// started is Interrupted, and nothing starts twice.
+func TestAgentCrashes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, 3)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		seen := map[fleet.InvocationState]int{}
+		for range 12 {
+			id, err := b.send(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(rand.N(3000)) * time.Millisecond)
+			b.crash("n3")
+			time.Sleep(time.Duration(rand.N(5000)) * time.Millisecond)
+			b.start("n3")
+			for s, n := range b.judge(id) {
+				seen[s] += n
+			}
+		}
+		t.Log(seen)
+		if seen[fleet.Interrupted] == 0 {
+			t.Error("no run was interrupted in 12 crashes: the test does not reach what it is for")
+		}
+	})
+}
+
+// TestMinorityDecidesNothing cuts a leader off and asks it to decide and to
+// read: it must do neither.
+func TestMinorityDecidesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 0)
+		defer b.stopAll()
+		leader := b.awaitLeader("")
+		old := b.nodes[leader].member.Load()
+		var others []*memnet.Host
+		for name, h := range b.hosts {
+			if name != leader {
+				others = append(others, h)
+			}
+		}
+		b.net.Partition([]*memnet.Host{b.hosts[leader], b.host}, others)
+		time.Sleep(5 * time.Second)
+		if _, err := old.control.Read(t.Context(), false); fleet.KindOf(err) != fleet.NoQuorum {
+			t.Errorf("a read on the minority side: %v, want no quorum", err)
+		}
+		now := b.awaitLeader(leader)
+		if _, err := b.nodes[now].member.Load().control.Read(t.Context(), false); err != nil {
+			t.Errorf("a read on the majority side: %v", err)
+		}
+		c := b.client() // reaches only the old leader
+		_, err := b.send(c)
+		if fleet.KindOf(err) != fleet.NoQuorum {
+			t.Errorf("a command on the minority side: %v, want no quorum", err)
+		}
+		c.Close()
+		b.net.HealAll()
+		time.Sleep(10 * time.Second)
+		var hashes []string
+		for name, n := range b.nodes {
+			if _, err := n.member.Load().control.Read(t.Context(), false); err != nil {
+				t.Errorf("a read on %s after the cut healed: %v", name, err)
+			}
+			hashes = append(hashes, n.member.Load().fsm.Hash().String())
+		}
+		for _, h := range hashes[1:] {
+			if h != hashes[0] {
+				t.Errorf("states differ after the cut healed: %v", hashes)
+			}
+		}
+	})
+}
+
+// TestRepeatedRequestIsAnsweredOnce sends one signed request to every voter.
+func TestRepeatedRequestIsAnsweredOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 0)
+		defer b.stopAll()
+		content, _, _ := document.Builtin("AWS-RunShellScript")
+		body, err := json.Marshal(ssm.SendCommandRequest{
+			DocumentName: "AWS-RunShellScript", DocumentHash: fleet.Sum(content).String(), DocumentHashType: "Sha256",
+			Targets: []ssm.Target{{Key: "InstanceIds", Values: []string{"*"}}}, Parameters: map[string][]string{"commands": {"true"}},
+			MaxConcurrency: "100%", MaxErrors: "100%",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		proof := identity.SignProof(b.cred.Key, identity.Proof{
+			Fleet: b.cred.Fleet, Operator: b.cred.Operator, Key: b.cred.Key.Public().ID(), Operation: "SendCommand",
+			Body: fleet.Sum(body), Nonce: [16]byte{1}, NotAfter: time.Now().Add(5 * time.Minute).UnixNano(),
+		})
+		ids := map[string]bool{}
+		for range 2 {
+			for _, n := range b.nodes {
+				answer, err := n.member.Load().control.Mutate(t.Context(), "SendCommand", body, proof)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var sent ssm.SendCommandResult
+				if err := json.Unmarshal(answer, &sent); err != nil {
+					t.Fatal(err)
+				}
+				ids[sent.Command.CommandId] = true
+			}
+		}
+		if len(ids) != 1 {
+			t.Errorf("one signed request became %d commands: %v", len(ids), ids)
+		}
+		for id := range ids {
+			b.judge(fleet.CommandID(id))
+		}
+	})
+}
