@@ -8,7 +8,8 @@ TEST_TIMEOUT   ?= 9m
 RACE_TIMEOUT   ?= 25m
 FUZZTIME       ?= 60s
 BENCH          ?= .
-BENCH_PACKAGES ?= ./node/devfleet/...
+BENCHTIME      ?= 5s
+BENCH_PACKAGES ?= ./node
 
 # The linter's version is part of the source: another one finds other things.
 LINT_VERSION := v2.15.0
@@ -51,7 +52,7 @@ fuzz: ## run every fuzz target for FUZZTIME (default 60s each)
 
 .PHONY: bench
 bench: ## the figures of docs/performance.md
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 60m $(BENCH_PACKAGES)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m $(BENCH_PACKAGES)
 
 .PHONY: lint
 lint: $(LINT) ## golangci-lint, pinned; installed into bin/tools when absent

@@ -114,9 +114,6 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Dial == nil {
-		cfg.Dial = (&net.Dialer{}).DialContext
-	}
 	dir, info, err := enrol.OpenDir(cfg.DataDir)
 	if err != nil {
 		return nil, err

@@ -23,7 +23,8 @@ func createActivation(s *step, e *entry.CreateActivation, op *fleet.Operator) (s
 }
 
 // newActivation is the row that a request makes at stamp.
-func newActivation(id fleet.ActivationID, op fleet.OperatorName, stamp int64, req *entry.CreateActivationV1) (*fleet.Activation, error) {
+func newActivation(id fleet.ActivationID, op fleet.OperatorName, stamp int64,
+	req *entry.CreateActivationV1) (*fleet.Activation, error) {
 	expires, err := req.Expires(stamp)
 	if err != nil {
 		return nil, err

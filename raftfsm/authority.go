@@ -84,7 +84,8 @@ type authority interface {
 // signed makes a handler for a kind that operators sign: do makes the change
 // and names the object, answer reads the object for the answer. A proof is
 // used once; who sends it again gets the answer again.
-func signed[B authority](do func(*step, B, *fleet.Operator) (object string, err error), answer func(*step, string) any) handler {
+func signed[B authority](do func(*step, B, *fleet.Operator) (object string, err error),
+	answer func(*step, string) any) handler {
 	return func(s *step, body entry.Body) (any, error) {
 		kind, a := body.Kind(), body.(B).Signed()
 		s.at(a.Stamp)
@@ -99,8 +100,8 @@ func signed[B authority](do func(*step, B, *fleet.Operator) (object string, err 
 			return answer(s, used.Object), nil
 		}
 		if s.NonceCount(p.Key) >= MaxNonces {
-			return nil, fleet.Errorf(fleet.Throttled, "operator %q made more than %d requests in %s", op.Name, MaxNonces, identity.ProofLifetime).
-				WithHint("wait a few minutes")
+			return nil, fleet.Errorf(fleet.Throttled, "operator %q made more than %d requests in %s",
+				op.Name, MaxNonces, identity.ProofLifetime).WithHint("wait a few minutes")
 		}
 		object, err := do(s, body.(B), op)
 		if err != nil {

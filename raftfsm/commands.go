@@ -40,11 +40,12 @@ func sendCommand(s *step, e *entry.SendCommand, op *fleet.Operator) (string, err
 
 // newCommand is the row that an entry, whose request is req, makes at stamp on
 // resolved targets.
-func newCommand(e *entry.SendCommand, req *entry.SendCommandV1, op fleet.OperatorName, stamp int64, targets []fleet.NodeID) (*fleet.Command, error) {
+func newCommand(e *entry.SendCommand, req *entry.SendCommandV1, op fleet.OperatorName, stamp int64,
+	targets []fleet.NodeID) (*fleet.Command, error) {
 	digest := fleet.Sum(e.Document)
 	if digest != req.Digest() {
-		return nil, fleet.CodeErrorf(fleet.Invalid, "InvalidDocument", "the content of document %s has the SHA-256 %s, the request asks for %s",
-			req.DocumentName, digest, req.DocumentHash)
+		return nil, fleet.CodeErrorf(fleet.Invalid, "InvalidDocument",
+			"the content of document %s has the SHA-256 %s, the request asks for %s", req.DocumentName, digest, req.DocumentHash)
 	}
 	if v := req.DocumentVersion; v != "" && v[0] != '$' && v != e.Version {
 		return nil, fleet.CodeErrorf(fleet.Invalid, "InvalidDocumentVersion", "this is version %s of document %s, the request asks for %s",

@@ -222,7 +222,7 @@ func TestMay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			// No entry makes such operators yet: put the row there by hand.
+			// No entry makes such operators: put the row there by hand.
 			txn := w.fsm.Store().Write()
 			txn.PutOperator(&fleet.Operator{Name: "ada", Keys: []fleet.PublicKey{key('O', 7).Public(), operatorKey.Public()}, May: c.may})
 			txn.Commit()

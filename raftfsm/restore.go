@@ -454,8 +454,12 @@ func (r *restorer) loadCommand(row *fleet.Command) error {
 	if err := checkTargets(row.Targets, req.InstanceIds); err != nil {
 		return fmt.Errorf("command %s: %w", row.ID, err)
 	}
-	if m := row.Mint; m.N == 0 || m.NotBefore < row.Created || m.NotBefore > row.Expires+int64(entry.Skew) || len(row.Counts) < countedStates {
-		return fmt.Errorf("command %s has no valid mint or counts", row.ID)
+	m := row.Mint
+	if m.N == 0 || m.NotBefore < row.Created || m.NotBefore > row.Expires+int64(entry.Skew) {
+		return fmt.Errorf("command %s has no valid mint", row.ID)
+	}
+	if len(row.Counts) < countedStates {
+		return fmt.Errorf("command %s has no valid counts", row.ID)
 	}
 	r.step.PutCommand(row)
 	return nil

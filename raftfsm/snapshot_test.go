@@ -112,10 +112,14 @@ func TestGoldenHasEveryKind(t *testing.T) {
 // TestSnapshotRoundTrip restores 100 random states: equal, and equal in what
 // comes after.
 func TestSnapshotRoundTrip(t *testing.T) {
-	for seed := range uint64(100) {
+	states := uint64(100)
+	if testing.Short() {
+		states = 20
+	}
+	for seed := range states {
 		w := newWorld(t)
 		w.quick = true
-		randomLog(w, seed, 20+int(seed))
+		randomLog(w, seed, 20+int(seed)/2)
 		b := snapshotOf(t, w.fsm)
 		f, err := restore(b)
 		if err != nil {

@@ -52,7 +52,7 @@ until_true() {
 }
 
 start() { # start N: run host N's agent
-  "$FLEET" agent --foreground --data-dir "$DIR/h$1" --listen "127.0.0.$1:$PORT" >>"$DIR/h$1.log" 2>&1 &
+  "$FLEET" agent --data-dir "$DIR/h$1" --listen "127.0.0.$1:$PORT" --advertise "127.0.0.$1:$PORT" >>"$DIR/h$1.log" 2>&1 &
   PID[$1]=$!
 }
 
@@ -61,7 +61,7 @@ kill9() { # kill9 N: as a power cut would
   wait "${PID[$1]}" 2>/dev/null || true
 }
 
-up() { "$FLEET" status --data-dir "$DIR/h$1" -o json | grep -q '"QuorumReachable": true'; }
+up() { FLEET_SOCKET=$DIR/h$1/fleet.sock "$FLEET" status -o json | grep -q '"QuorumReachable": true'; }
 
 leader() { # the number of the host that leads
   "$FLEET" quorum ls -o json | tr -d ' \n' | grep -o '"Name":"h[0-9]*"[^}]*"Leader":true' | sed 's/.*"Name":"h\([0-9]*\)".*/\1/' | head -n 1

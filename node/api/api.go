@@ -153,8 +153,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	err := s.accept(ctx, l, proved, &parts)
-	if ctx.Err() != nil {
-		err = nil
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+		err = nil // whoever closed l knows why
 	}
 	cancel() // ends streams and preambles
 	stop()

@@ -384,7 +384,7 @@ func TestClientRepeatsWithTheSameProof(t *testing.T) {
 			case 1:
 				return nil, fleet.Errorf(fleet.Unknown, "leadership was lost")
 			case 2:
-				return nil, fleet.Errorf(fleet.NoQuorum, "no quorum")
+				return nil, fleet.Errorf(fleet.Unavailable, "stopping")
 			}
 			return []byte(`{"ActivationId":"a"}`), nil
 		}
@@ -416,6 +416,35 @@ func TestClientDoesNotRepeatWhatIsDecided(t *testing.T) {
 	})
 	if err := f.client().Call(t.Context(), "DeleteActivation", nil, nil); fleet.KindOf(err) != fleet.Throttled || tries != 1 {
 		t.Errorf("got %v after %d tries", err, tries)
+	}
+}
+
+// A host that sees no quorum has waited for one: the others are asked, it is
+// not asked again.
+func TestClientGoesPastAHostWithoutQuorum(t *testing.T) {
+	cutOff := newFixture(t)
+	reads := 0
+	cutOff.control.set(func(c *fakeControl) { c.readErr = fleet.Errorf(fleet.NoQuorum, "no quorum: 1 of 3 voters") })
+	c := cutOff.client(func(_ *identity.Credential, o *client.Options) { o.Addresses = []string{cutOff.addr, "127.0.0.1:1"} })
+	began := time.Now()
+	err := c.Call(t.Context(), "DescribeNodes", nil, nil)
+	if fleet.KindOf(err) != fleet.NoQuorum || !strings.Contains(err.Error(), "1 of 3 voters") {
+		t.Errorf("got %v, want what the host said", err)
+	}
+	if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("after %s: the host was asked again and again", d)
+	}
+	cutOff.control.set(func(c *fakeControl) { reads = c.reads })
+	if reads != 1 {
+		t.Errorf("the host was asked %d times, want once", reads)
+	}
+}
+
+func TestClientLearnsWhereTheQuorumIs(t *testing.T) {
+	f := newFixture(t)
+	f.write(func(txn *state.Txn) { txn.PutNode(newNode(1, "host1", nil)) })
+	if got := f.client().Quorum(); len(got) != 1 || got[0] != "10.0.0.1:7790" {
+		t.Errorf("got %v", got)
 	}
 }
 

@@ -29,9 +29,11 @@ func (s *Server) prove(ctx context.Context, conn net.Conn) (caller, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, preambleTimeout)
 	defer cancel()
-	c, err := s.check(ctx, conn, b)
+	c, store, err := s.check(ctx, conn, b)
 	w := client.Welcome{OK: err == nil, Time: s.cfg.Now().UnixNano()}
-	if err != nil {
+	if err == nil {
+		w.Quorum = voterAddresses(store)
+	} else {
 		e := public(err)
 		w.Kind, w.Message, w.Hint = e.Kind, e.Message, fleet.HintOf(e)
 	}
@@ -48,32 +50,47 @@ func (s *Server) prove(ctx context.Context, conn net.Conn) (caller, error) {
 	return c, conn.SetDeadline(time.Time{})
 }
 
-func (s *Server) check(ctx context.Context, conn net.Conn, proof []byte) (caller, error) {
+func (s *Server) check(ctx context.Context, conn net.Conn, proof []byte) (caller, *state.Store, error) {
 	t, ok := conn.(tlsConn)
 	if !ok {
-		return caller{}, fmt.Errorf("connection of type %T is not TLS", conn)
+		return caller{}, nil, fmt.Errorf("connection of type %T is not TLS", conn)
 	}
 	binding, err := client.Binding(t.ConnectionState())
 	if err != nil {
-		return caller{}, err
+		return caller{}, nil, err
 	}
 	p, err := identity.ParseProof(proof)
 	if err != nil {
-		return caller{}, err
+		return caller{}, nil, err
 	}
 	store, operator, err := s.operator(ctx, p.Operator, p.Key)
 	if err != nil {
-		return caller{}, err
+		return caller{}, nil, err
 	}
 	now := s.cfg.Now()
 	err = control.VerifyProof(p, store.Fleet().ID, operator, identity.OperationConnect, binding, now)
 	if fleet.KindOf(err) == fleet.Expired {
-		return caller{}, clockError(p.NotAfter, now)
+		return caller{}, nil, clockError(p.NotAfter, now)
 	}
 	if err != nil {
-		return caller{}, err
+		return caller{}, nil, err
 	}
-	return caller{operator: p.Operator, key: p.Key}, nil
+	return caller{operator: p.Operator, key: p.Key}, store, nil
+}
+
+// voterAddresses is where the voters answer.
+func voterAddresses(store *state.Store) []string {
+	trust := store.Trust()
+	if trust == nil {
+		return nil
+	}
+	var all []string
+	for _, v := range trust.Voters {
+		if n := store.Node(v.Node); n != nil {
+			all = append(all, n.Address)
+		}
+	}
+	return all
 }
 
 // clockError says how far the client's clock is off: a client makes its proof

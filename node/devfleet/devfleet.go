@@ -24,6 +24,7 @@ import (
 	"fleet/node/identity"
 	"fleet/node/process"
 	"fleet/node/ssm"
+	"fleet/node/transport"
 )
 
 // Options says what fleet to run.
@@ -367,19 +368,8 @@ type port struct {
 }
 
 func takePort() (*port, error) {
-	var last error
-	for range 20 {
-		tcp, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("take a port: %w", err)
-		}
-		udp, err := net.ListenPacket("udp", tcp.Addr().String())
-		if err == nil {
-			return &port{tcp, udp}, nil
-		}
-		last = errors.Join(err, tcp.Close())
-	}
-	return nil, fmt.Errorf("take a port for TCP and UDP: %w", last)
+	tcp, udp, err := transport.Listen("127.0.0.1:0")
+	return &port{tcp, udp}, err
 }
 
 func (p *port) addr() string { return p.tcp.Addr().String() }

@@ -53,9 +53,6 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Dial == nil {
-		o.Dial = (&net.Dialer{}).DialContext
-	}
 	if err := checkAdvertise(o.Advertise); err != nil {
 		return nil, err
 	}

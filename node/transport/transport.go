@@ -122,7 +122,7 @@ func New(cfg Config) (*Transport, error) {
 	}
 	if cfg.Listener == nil {
 		var err error
-		if cfg.Listener, cfg.Packet, err = listen(cfg.Listen); err != nil {
+		if cfg.Listener, cfg.Packet, err = Listen(cfg.Listen); err != nil {
 			return nil, err
 		}
 	}
@@ -137,8 +137,8 @@ func New(cfg Config) (*Transport, error) {
 	}, nil
 }
 
-// listen opens TCP and UDP on the same port.
-func listen(addr string) (net.Listener, net.PacketConn, error) {
+// Listen opens TCP and UDP on the same port.
+func Listen(addr string) (net.Listener, net.PacketConn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, nil, fleet.Errorf(fleet.Invalid, "listen address %q is not host:port", addr)

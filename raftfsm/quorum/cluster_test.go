@@ -119,7 +119,7 @@ type cluster struct {
 	net   *memnet.Network
 	nodes []*member
 	log   *slog.Logger
-	tune  func(*raft.Config)
+	tune  func(*member, *raft.Config)
 }
 
 type member struct {
@@ -206,7 +206,7 @@ func (m *member) start() {
 	}
 	rc := raftConfig(cfg)
 	if m.c.tune != nil {
-		m.c.tune(rc)
+		m.c.tune(m, rc)
 	}
 	m.q, err = open(cfg, &stores{logs: m.logs, stable: m.mem, snaps: m.snaps}, rc)
 	if err != nil {

@@ -140,5 +140,8 @@ func (q *Quorum) TransferLeadership(ctx context.Context) error {
 	if !slices.ContainsFunc(servers, func(s Server) bool { return s.Voter && s.ID != q.cfg.Self }) {
 		return fleet.Errorf(fleet.NoQuorum, "%s is the only voter", q.cfg.Self)
 	}
+	// The others may elect now while their answers to us say that we lead.
+	q.doubt.raise(time.Now(), q.doubt.hold)
+	defer func() { q.doubt.raise(time.Now(), q.doubt.hold) }()
 	return q.await(ctx, q.raft.LeadershipTransfer)
 }

@@ -18,9 +18,8 @@
 //   - Leader-only work runs only between the barrier of a term and its end, one
 //     run at a time.
 //
-// Why not Raft's own notion of things: VerifyLeader accepts an answer to a
-// heartbeat that was sent before the question, which matters when the process
-// was paused (see pause.go); AppliedIndex runs ahead of the state machine;
+// Why not Raft's own notion of things: VerifyLeader accepts answers however old
+// they are (see proof.go); AppliedIndex runs ahead of the state machine;
 // entries of Raft itself never reach the state machine, so waiting for the
 // commit index can last for ever. Pipelining is off: with it, a follower's
 // stalled disk can wedge replication until the leader restarts.
@@ -127,7 +126,7 @@ type Quorum struct {
 	trans   *raft.NetworkTransport
 	stream  *streamLayer
 	stores  *stores
-	pause   pauseDetector
+	doubt   doubt
 	reads   readBatches
 	ctx     context.Context // done when Close has begun to end Raft
 	cancel  context.CancelFunc
@@ -187,7 +186,7 @@ func raftConfig(cfg Config) *raft.Config {
 func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	q = &Quorum{cfg: cfg, log: cfg.Logger, stores: s, dead: make(chan struct{}), changed: make(chan struct{})}
 	q.ctx, q.cancel = context.WithCancel(context.Background())
-	q.pause = pauseDetector{limit: cfg.Timing.Lease, hold: 2 * cfg.Timing.RPC}
+	q.doubt = doubt{limit: cfg.Timing.Lease, hold: 2 * cfg.Timing.RPC}
 	q.reads.verify = q.verify
 	q.stream = newStreamLayer(q.ctx, cfg)
 	logger := bridge(cfg.Logger)
@@ -207,12 +206,12 @@ func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	}()
 	guard := &guard{limit: cfg.Timing.Disk}
 	logs, stable, snaps := s.guarded(guard)
-	q.raft, err = raft.NewRaft(rc, cfg.FSM, logs, stable, snaps, q.trans)
+	q.raft, err = raft.NewRaft(rc, cfg.FSM, logs, stable, snaps, provingTransport{q.trans, &q.doubt})
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	guard.arm(q.die)
-	q.pause.tick(time.Now())
+	q.doubt.tick(time.Now())
 	q.workers.Go(q.followLeadership)
 	q.workers.Go(q.watchPauses)
 	return q, nil

@@ -170,7 +170,16 @@ func TestLinearizable(t *testing.T) {
 	for _, voters := range []int{3, 5} {
 		bubble(t, fmt.Sprintf("%d voters", voters), func(t *testing.T) {
 			c := newCluster(t, voters)
-			c.leader()
+			// One host is slow to see that it leads no more: it still thinks so
+			// for seconds after the others have elected another leader.
+			slow := c.nodes[0]
+			slow.close(time.Minute)
+			c.tune = func(m *member, rc *raft.Config) {
+				if m == slow {
+					rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = 5*time.Second, 5*time.Second, 5*time.Second
+				}
+			}
+			slow.start()
 			ctx, cancel := context.WithCancel(t.Context())
 			var acknowledged, reads, refused atomic.Int64
 			var group sync.WaitGroup
@@ -215,8 +224,13 @@ func TestLinearizable(t *testing.T) {
 			}
 			before := int64(0)
 			for round := range 40 {
+				l := c.leader()
+				if round%3 == 0 && l != slow {
+					_ = l.q.raft.LeadershipTransferToServer(raft.ServerID(slow.id), raft.ServerAddress(slow.id)).Error()
+					l = c.leader()
+				}
 				victim := c.nodes[round%voters]
-				if l := c.byID(c.nodes[0].q.Leader()); l != nil && round%2 == 0 {
+				if round%2 == 0 {
 					victim = l
 				}
 				other := c.nodes[(round+1)%voters]
@@ -310,43 +324,46 @@ func TestReadBatches(t *testing.T) {
 	})
 }
 
-func TestPause(t *testing.T) {
+func TestDoubt(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	at := func(d time.Duration) time.Time { return start.Add(d) }
-	p := &pauseDetector{limit: 500 * time.Millisecond, hold: 10 * time.Second}
+	p := &doubt{limit: 500 * time.Millisecond, hold: 10 * time.Second}
 	tick := func(from, to time.Duration) {
 		for d := from; d <= to; d += 125 * time.Millisecond {
 			p.tick(at(d))
 		}
 	}
 	tick(0, time.Second)
-	if p.suspect(at(time.Second)) {
-		t.Error("suspects without a pause")
+	if p.exists(at(time.Second)) {
+		t.Error("doubts without a pause")
 	}
-	if !p.suspect(at(3 * time.Second)) {
+	if !p.exists(at(3 * time.Second)) {
 		t.Error("does not notice the pause that just ended")
 	}
 	tick(3*time.Second, 12*time.Second)
-	if !p.suspect(at(12 * time.Second)) {
+	if !p.exists(at(12 * time.Second)) {
 		t.Error("forgets the pause while answers from before it may come")
 	}
 	tick(12*time.Second, 14*time.Second)
-	if p.suspect(at(14 * time.Second)) {
-		t.Error("suspects for ever")
+	if p.exists(at(14 * time.Second)) {
+		t.Error("doubts for ever")
+	}
+	p.raise(at(14*time.Second), time.Second)
+	p.raise(at(14*time.Second), time.Millisecond)
+	if !p.exists(at(14500 * time.Millisecond)) {
+		t.Error("a short doubt ends a longer one")
 	}
 
-	bubble(t, "reads go through the log", func(t *testing.T) {
+	bubble(t, "in doubt reads go through the log", func(t *testing.T) {
 		c := newCluster(t, 3)
 		l := c.leader()
 		last := l.q.raft.LastIndex()
 		if _, err := l.q.ReadIndex(t.Context()); err != nil || l.q.raft.LastIndex() != last {
 			t.Fatalf("plain read: %v, last index from %d to %d", err, last, l.q.raft.LastIndex())
 		}
-		l.q.pause.mu.Lock()
-		l.q.pause.until = time.Now().Add(time.Second)
-		l.q.pause.mu.Unlock()
+		l.q.doubt.raise(time.Now(), time.Second)
 		if _, err := l.q.ReadIndex(t.Context()); err != nil || l.q.raft.LastIndex() != last+1 {
-			t.Errorf("read after a pause: %v, last index from %d to %d, want a barrier", err, last, l.q.raft.LastIndex())
+			t.Errorf("read in doubt: %v, last index from %d to %d, want a barrier", err, last, l.q.raft.LastIndex())
 		}
 	})
 }
@@ -499,7 +516,7 @@ func TestSnapshots(t *testing.T) {
 	bubble(t, "a new host gets one, an old one starts from it", func(t *testing.T) {
 		c := newCluster(t, 1)
 		c.nodes[0].close(time.Minute)
-		c.tune = func(rc *raft.Config) {
+		c.tune = func(_ *member, rc *raft.Config) {
 			rc.SnapshotThreshold, rc.TrailingLogs, rc.SnapshotInterval = 20, 5, time.Second
 		}
 		c.nodes[0].start()

@@ -40,12 +40,12 @@ func (q *Quorum) verify() (uint64, error) {
 	if term == 0 {
 		return 0, q.notLeader()
 	}
-	strict := q.pause.suspect(time.Now())
+	strict := q.doubt.exists(time.Now())
 	if !strict {
 		if err := q.wait(q.raft.VerifyLeader); err != nil {
 			return 0, q.notLeader()
 		}
-		strict = q.pause.suspect(time.Now()) // the pause may have come during the question
+		strict = q.doubt.exists(time.Now()) // it may have come with the answers
 	}
 	if strict {
 		if err := q.barrier(); err != nil {

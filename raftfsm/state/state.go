@@ -209,15 +209,15 @@ var schema = &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
 		id(func(n *fleet.Node) string { return string(n.ID) }),
 		&memdb.IndexSchema{Name: "key", Unique: true, Indexer: always(func(n *fleet.Node) string { return string(n.Key[:]) })},
 		&memdb.IndexSchema{Name: "name", Indexer: always(func(n *fleet.Node) string { return n.Name })},
-		&memdb.IndexSchema{Name: "activation", AllowMissing: true, Indexer: keyed[fleet.Node]{key: func(n *fleet.Node) (string, bool) {
-			return string(n.Activation), n.Activation != ""
-		}}}),
+		&memdb.IndexSchema{Name: "activation", AllowMissing: true, Indexer: keyed[fleet.Node]{
+			key: func(n *fleet.Node) (string, bool) { return string(n.Activation), n.Activation != "" },
+		}}),
 	"commands": table("commands",
 		id(func(c *fleet.Command) string { return string(c.ID) }),
 		&memdb.IndexSchema{Name: "created", Unique: true, Indexer: always(createdKey)},
-		&memdb.IndexSchema{Name: "open", Unique: true, AllowMissing: true, Indexer: keyed[fleet.Command]{key: func(c *fleet.Command) (string, bool) {
-			return createdKey(c), c.Open()
-		}}}),
+		&memdb.IndexSchema{Name: "open", Unique: true, AllowMissing: true, Indexer: keyed[fleet.Command]{
+			key: func(c *fleet.Command) (string, bool) { return createdKey(c), c.Open() },
+		}}),
 	"shards":   table("shards", id(func(s *Shard) string { return shardKey(s.Command, s.N) })),
 	"contents": table("contents", id(func(c *content) string { return string(c.digest[:]) })),
 	"requests": table("requests", id(func(r *Request) string { return requestKey(r.Kind, r.Object) })),

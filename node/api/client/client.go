@@ -54,6 +54,8 @@ const (
 	longestBackoff   = 2 * time.Second
 	longestOperation = 3 * time.Minute // AddVoters waits for logs to be copied
 	maxAnswer        = 8 << 20
+	maxQuorum        = 5
+	maxAddresses     = 16
 	maxError         = 64 << 10
 )
 
@@ -86,6 +88,7 @@ type Client struct {
 	mu        sync.Mutex // guards what follows
 	addresses []string   // the one that answered last comes first
 	node      fleet.NodeID
+	quorum    []string // where the voters answer, as the host says that answered last
 }
 
 // Open connects to a quorum host. Its errors list what each address said.
@@ -157,16 +160,27 @@ func (c *Client) Node() fleet.NodeID {
 	return c.node
 }
 
+// Quorum is where the voters answer, as the host says that answered last.
+func (c *Client) Quorum() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.quorum)
+}
+
 // dial tries the addresses in order until one answers and accepts the operator.
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	c.mu.Lock()
 	addresses := slices.Clone(c.addresses)
 	c.mu.Unlock()
+	skip, _ := ctx.Value(skipKey{}).(map[string]bool)
 	var failures []dialFailure
 	for _, addr := range addresses {
-		conn, node, err := c.dialOne(ctx, addr)
+		if skip[addr] {
+			continue
+		}
+		conn, quorum, err := c.dialOne(ctx, addr)
 		if err == nil {
-			c.prefer(addr, node)
+			c.prefer(addr, conn.Peer.Node, quorum)
 			return conn, nil
 		}
 		failures = append(failures, dialFailure{addr, err})
@@ -177,26 +191,43 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	return nil, c.noneAnswered(failures)
 }
 
-func (c *Client) dialOne(ctx context.Context, addr string) (net.Conn, fleet.NodeID, error) {
+func (c *Client) dialOne(ctx context.Context, addr string) (_ *transport.Conn, quorum []string, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := transport.DialAPI(ctx, c.opts.Dial, addr, c.cred.Fleet, "", c.opts.Now)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
-	if err := greet(ctx, conn, c.cred, c.opts.Now()); err != nil {
+	w, err := greet(ctx, conn, c.cred, c.opts.Now())
+	if err != nil {
 		_ = conn.Close() // the other error is the one that matters
-		return nil, "", err
+		return nil, nil, err
 	}
-	return conn, conn.Peer.Node, nil
+	return conn, w.Quorum[:min(len(w.Quorum), maxQuorum)], nil
 }
 
-// prefer makes addr the first to try.
-func (c *Client) prefer(addr string, node fleet.NodeID) {
+// prefer makes addr the first to try, and the voters' addresses the last,
+// unless the caller named addresses: those may be the only ones that lead
+// anywhere from here.
+func (c *Client) prefer(addr string, node fleet.NodeID, quorum []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.node = node
+	c.node, c.quorum = node, quorum
+	if len(c.opts.Addresses) == 0 {
+		for _, q := range quorum {
+			if !slices.Contains(c.addresses, q) && len(c.addresses) < maxAddresses {
+				c.addresses = append(c.addresses, q)
+			}
+		}
+	}
 	c.addresses = append([]string{addr}, slices.DeleteFunc(c.addresses, func(a string) bool { return a == addr })...)
+}
+
+// current is the address that answered last.
+func (c *Client) current() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.addresses[0]
 }
 
 // avoid drops the idle connections and makes the address that answered last
@@ -207,6 +238,12 @@ func (c *Client) avoid() {
 	c.mu.Unlock()
 	c.http.CloseIdleConnections()
 }
+
+// silent can be found by errors.Is and prints nothing.
+type silent struct{ error }
+
+func (silent) Error() string   { return "" }
+func (s silent) Unwrap() error { return s.error }
 
 type dialFailure struct {
 	addr string
@@ -238,14 +275,24 @@ func (c *Client) noneAnswered(failures []dialFailure) error {
 			WithHint("%s", chosen.Hint)
 	}
 	e := fleet.Errorf(fleet.NoQuorum, "no quorum host of %s answers:%s", c.cred.Name, text.String())
+	e.Err = silent{errNoneAnswered}
 	return e.WithHint("check that the hosts run (fleet status on one of them) and that this machine may reach the port; " +
 		"other addresses: --connect IP:PORT")
+}
+
+// CallStale is Call for a read that need not ask the quorum.
+func (c *Client) CallStale(ctx context.Context, operation string, req, resp any) error {
+	return c.call(ctx, operation, req, resp, true)
 }
 
 // Call makes one request. resp may be nil; req nil is the empty request.
 // Mutations are signed; what may be repeated is repeated until the timeout:
 // reads always, mutations with the same proof.
 func (c *Client) Call(ctx context.Context, operation string, req, resp any) error {
+	return c.call(ctx, operation, req, resp, c.opts.Stale)
+}
+
+func (c *Client) call(ctx context.Context, operation string, req, resp any, stale bool) error {
 	op, ok := authz.Lookup(operation)
 	if !ok {
 		return fleet.Errorf(fleet.Invalid, "there is no operation %q", operation)
@@ -269,7 +316,7 @@ func (c *Client) Call(ctx context.Context, operation string, req, resp any) erro
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	answer, err := c.repeat(ctx, func() ([]byte, error) { return c.once(ctx, operation, body, proof) })
+	answer, err := c.repeat(ctx, func(ctx context.Context) ([]byte, error) { return c.once(ctx, request{operation, body, proof, stale}) })
 	if err != nil {
 		return err
 	}
@@ -306,16 +353,26 @@ func (c *Client) sign(operation string, body []byte) ([]byte, error) {
 }
 
 // repeat calls f until it succeeds, fails for good or the time is up.
-func (c *Client) repeat(ctx context.Context, f func() ([]byte, error)) ([]byte, error) {
+func (c *Client) repeat(ctx context.Context, f func(context.Context) ([]byte, error)) ([]byte, error) {
 	backoff := firstBackoff
-	var told error // the last error that says more than that time ran out
+	var told error            // the last error that says more than that time ran out
+	skip := map[string]bool{} // addresses of hosts that said that there is no quorum: each has waited for one
+	ctx = context.WithValue(ctx, skipKey{}, skip)
 	for {
-		answer, err := f()
+		answer, err := f(ctx)
 		if err == nil {
 			return answer, nil
 		}
-		if ctx.Err() == nil || told == nil {
+		if told == nil || ctx.Err() == nil && !(len(skip) > 0 && errors.Is(err, errNoneAnswered)) {
 			told = err
+		}
+		if fleet.KindOf(err) == fleet.NoQuorum {
+			if len(skip) > 0 && errors.Is(err, errNoneAnswered) {
+				return nil, told
+			}
+			if !errors.Is(err, errNoneAnswered) {
+				skip[c.current()] = true
+			}
 		}
 		if !again(err) || ctx.Err() != nil {
 			return nil, told
@@ -332,6 +389,12 @@ func (c *Client) repeat(ctx context.Context, f func() ([]byte, error)) ([]byte, 
 	}
 }
 
+// skipKey is the key of the addresses that a call does not try again.
+type skipKey struct{}
+
+// errNoneAnswered is in the chain of the error that no address answered.
+var errNoneAnswered = errors.New("no address answered")
+
 // again reports whether the same request may succeed later or elsewhere.
 func again(err error) bool {
 	switch fleet.KindOf(err) {
@@ -341,8 +404,16 @@ func again(err error) bool {
 	return false
 }
 
-func (c *Client) once(ctx context.Context, operation string, body, proof []byte) ([]byte, error) {
-	res, err := c.post(ctx, operation, body, proof)
+// request is what is sent, once or again.
+type request struct {
+	operation string
+	body      []byte
+	proof     []byte // nil for reads
+	stale     bool
+}
+
+func (c *Client) once(ctx context.Context, r request) ([]byte, error) {
+	res, err := c.post(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -352,23 +423,23 @@ func (c *Client) once(ctx context.Context, operation string, body, proof []byte)
 		return nil, fleet.Errorf(fleet.Unknown, "the connection ended in the answer: %w", err)
 	}
 	if len(answer) > maxAnswer {
-		return nil, fleet.Errorf(fleet.TooLarge, "the answer of %s is over %d bytes", operation, maxAnswer)
+		return nil, fleet.Errorf(fleet.TooLarge, "the answer of %s is over %d bytes", r.operation, maxAnswer)
 	}
 	return answer, nil
 }
 
 // post sends one request and answers the response of a success.
-func (c *Client) post(ctx context.Context, operation string, body, proof []byte) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://fleet"+PathPrefix+operation, bytes.NewReader(body))
+func (c *Client) post(ctx context.Context, r request) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://fleet"+PathPrefix+r.operation, bytes.NewReader(r.body))
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if c.opts.Stale {
+	if r.stale {
 		req.Header.Set(ConsistencyHeader, ConsistencyStale)
 	}
-	if proof != nil {
-		req.Header.Set(ProofHeader, base64.RawURLEncoding.EncodeToString(proof))
+	if r.proof != nil {
+		req.Header.Set(ProofHeader, base64.RawURLEncoding.EncodeToString(r.proof))
 	}
 	res, err := c.http.Do(req)
 	if err != nil {

@@ -35,6 +35,10 @@ type Welcome struct {
 	Kind    fleet.Kind `msgpack:"k,omitempty"`
 	Message string     `msgpack:"m,omitempty"`
 	Hint    string     `msgpack:"h,omitempty"`
+
+	// Quorum is where the voters answer, so that the next connection can be
+	// made when this host is gone; at most 5, only with OK.
+	Quorum []string `msgpack:"q,omitempty"`
 }
 
 // Binding is what ties a proof to one TLS connection: both ends compute it, a
@@ -48,19 +52,20 @@ func Binding(state tls.ConnectionState) (fleet.Digest, error) {
 	return fleet.Sum(material), nil
 }
 
-// greet proves the operator to the host and reads its answer.
-func greet(ctx context.Context, conn *transport.Conn, cred identity.Credential, now time.Time) error {
+// greet proves the operator to the host and reads its answer, which says yes
+// if there is no error.
+func greet(ctx context.Context, conn *transport.Conn, cred identity.Credential, now time.Time) (*Welcome, error) {
 	binding, err := Binding(conn.ConnectionState())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	nonce, err := newNonce()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
-			return fmt.Errorf("set deadline: %w", err)
+			return nil, fmt.Errorf("set deadline: %w", err)
 		}
 	}
 	proof := identity.SignProof(cred.Key, identity.Proof{
@@ -68,24 +73,24 @@ func greet(ctx context.Context, conn *transport.Conn, cred identity.Credential, 
 		Body: binding, Nonce: nonce, NotAfter: now.Add(ProofValid).UnixNano(),
 	})
 	if err := wire.WriteFrame(conn, proof); err != nil {
-		return fmt.Errorf("greet: %w", err)
+		return nil, fmt.Errorf("greet: %w", err)
 	}
 	b, err := wire.ReadFrame(conn, MaxPreamble)
 	if err != nil {
-		return fmt.Errorf("greet: %w", err)
+		return nil, fmt.Errorf("greet: %w", err)
 	}
 	var w Welcome
 	if err := wire.Unmarshal(b, &w); err != nil {
-		return fmt.Errorf("greet: %w", err)
+		return nil, fmt.Errorf("greet: %w", err)
 	}
 	if !w.OK {
 		e := fleet.Errorf(w.Kind, "%s", w.Message)
 		if w.Hint != "" {
 			e = e.WithHint("%s", w.Hint)
 		}
-		return e
+		return nil, e
 	}
-	return conn.SetDeadline(time.Time{})
+	return &w, conn.SetDeadline(time.Time{})
 }
 
 func newNonce() (nonce [16]byte, err error) {

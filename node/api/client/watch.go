@@ -83,7 +83,7 @@ func (c *Client) stream(ctx context.Context, body []byte, f func(fleet.WatchEven
 	})
 	defer quiet.Stop()
 
-	res, err := c.post(ctx, "WatchCommand", body, nil)
+	res, err := c.post(ctx, request{operation: "WatchCommand", body: body})
 	if err != nil {
 		return 0, c.streamError(ctx, err)
 	}
@@ -160,7 +160,7 @@ func (c *Client) Output(ctx context.Context, req fleet.GetCommandOutputRequest) 
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.post(ctx, "GetCommandOutput", body, nil)
+	res, err := c.post(ctx, request{operation: "GetCommandOutput", body: body, stale: c.opts.Stale})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,268 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"fleet/node/api/client"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+	"fleet/node/ssm"
+)
+
+const maxTokenAddresses = 5
+
+func (e *env) activationCommand() *cli.Command {
+	return &cli.Command{
+		Name: "activation", Aliases: []string{"activations"}, Category: categoryNouns, Usage: "permissions to join the fleet",
+		Subcommands: []*cli.Command{
+			leaf(&cli.Command{
+				Name: "create", Usage: "let hosts join, and print the token they need",
+				Description: `The token is shown once. Whoever has it can enrol as many hosts as --limit
+says, until --expires. The hosts get the labels.
+
+Examples:
+  fleet activation create --limit 2 --label env=prod --token-file t
+  fleet activation create --expires 2h --name web3
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags([]cli.Flag{
+					&cli.IntFlag{Name: "limit", Value: 1, Usage: "`N` hosts may join with it, 1 to 1000"},
+					&cli.StringFlag{Name: "expires", Value: "24h", Usage: "it ends after `DURATION`, at most 30d"},
+					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "each host gets the label `KEY=VALUE`; may be repeated"},
+					&cli.StringFlag{Name: "name", Usage: "`NAME` of a host that gives none"},
+					&cli.StringFlag{Name: "description", Usage: "`TEXT` that is kept with it"},
+					&cli.StringSliceFlag{Name: "address", Usage: "`IP:PORT` that joining hosts should ask, instead of the quorum's; may be repeated"},
+					&cli.StringFlag{Name: "token-file", Usage: "write the token to the new `FILE` instead of the standard output"},
+				}, outputFlag(), clientFlags(), timeoutFlag()),
+			}, 0, 0, e.activationCreate),
+			leaf(&cli.Command{
+				Name: "ls", Aliases: []string{"list"}, Usage: "list activations",
+				Description: `Example:
+  fleet activation ls
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
+			}, 0, 0, e.activationLs),
+			leaf(&cli.Command{
+				Name: "rm", Aliases: []string{"delete"}, ArgsUsage: "ACTIVATION...", Usage: "end activations; hosts that joined with them stay",
+				Description: `Example:
+  fleet activation rm 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(clientFlags(), timeoutFlag()),
+			}, 1, -1, e.activationRm),
+		},
+	}
+}
+
+func (e *env) activationCreate(c *cli.Context) error {
+	if err := checkForm(c); err != nil {
+		return err
+	}
+	req, err := e.activationRequest(c)
+	if err != nil {
+		return err
+	}
+	code, err := identity.NewCode()
+	if err != nil {
+		return err
+	}
+	key := code.Key().Public()
+	req.PublicKey = key[:]
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+
+	// All that can fail comes before the activation exists.
+	token, err := newToken(c, api, code)
+	if err != nil {
+		return err
+	}
+	path := c.String("token-file")
+	var file *os.File
+	if path != "" {
+		if file, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			return fleet.Errorf(fleet.Invalid, "--token-file: %w", err)
+		}
+	}
+	var created ssm.CreateActivationResult
+	err = api.Call(c.Context, "CreateActivation", req, &created)
+	if err == nil {
+		token.Activation, err = fleet.ParseActivationID(created.ActivationId)
+	}
+	if file != nil {
+		if err == nil {
+			_, err = fmt.Fprintln(file, token.Encode())
+		}
+		if err = errors.Join(err, file.Close()); err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return e.printActivation(c, created, token, path)
+}
+
+func (e *env) activationRequest(c *cli.Context) (*ssm.CreateActivationRequest, error) {
+	expires, err := durationFlag(c, "expires", time.Hour)
+	if err != nil {
+		return nil, err
+	}
+	limit := c.Int("limit")
+	if limit < 1 || limit > 1000 {
+		return nil, usagef("--limit %d is not between 1 and 1000", limit)
+	}
+	req := &ssm.CreateActivationRequest{
+		RegistrationLimit: limit, DefaultInstanceName: c.String("name"), Description: c.String("description"),
+		ExpirationDate: ssm.Time(e.now().Add(expires).Unix()),
+	}
+	labels := map[string]string{}
+	for _, text := range c.StringSlice("label") {
+		key, value, ok := strings.Cut(text, "=")
+		if !ok {
+			return nil, usagef("--label %q is not KEY=VALUE", text)
+		}
+		if err := fleet.CheckLabel(key, value); err != nil {
+			return nil, err
+		}
+		labels[key] = value
+	}
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		req.Tags = append(req.Tags, ssm.Tag{Key: key, Value: labels[key]})
+	}
+	return req, nil
+}
+
+// newToken makes the token but for the activation's ID: what joining hosts
+// trust, and whom they ask.
+func newToken(c *cli.Context, api *client.Client, code identity.Code) (identity.JoinToken, error) {
+	var trust fleet.GetTrustResult
+	if err := api.Call(c.Context, "GetTrust", fleet.GetTrustRequest{}, &trust); err != nil {
+		return identity.JoinToken{}, err
+	}
+	root, err := identity.VerifyRoot(trust.RootCertificate, api.Fleet())
+	if err != nil {
+		return identity.JoinToken{}, err
+	}
+	addresses := splitCommas(c.StringSlice("address"))
+	if len(addresses) == 0 {
+		if addresses, err = quorumAddresses(c, api); err != nil {
+			return identity.JoinToken{}, err
+		}
+	}
+	if len(addresses) > maxTokenAddresses {
+		return identity.JoinToken{}, usagef("%d addresses: a token holds %d", len(addresses), maxTokenAddresses)
+	}
+	for _, a := range addresses {
+		if err := identity.CheckAddress(a); err != nil {
+			return identity.JoinToken{}, err
+		}
+	}
+	return identity.JoinToken{Root: fleet.Sum(root[:]), Code: code, Addresses: addresses}, nil
+}
+
+// quorumAddresses is where the voters answer.
+func quorumAddresses(c *cli.Context, api *client.Client) ([]string, error) {
+	var quorum fleet.DescribeQuorumResult
+	if err := api.Call(c.Context, "DescribeQuorum", fleet.DescribeQuorumRequest{}, &quorum); err != nil {
+		return nil, err
+	}
+	var addresses []string
+	for _, m := range quorum.Members {
+		if m.Role == fleet.RoleNameVoter && m.Address != "" && len(addresses) < maxTokenAddresses {
+			addresses = append(addresses, m.Address)
+		}
+	}
+	return addresses, nil
+}
+
+// activationResult is what activation create prints as JSON.
+type activationResult struct {
+	ActivationId string `json:"ActivationId"`
+	Token        string `json:"Token,omitempty"` // absent when it went to a file
+	TokenFile    string `json:"TokenFile,omitempty"`
+}
+
+func (e *env) printActivation(c *cli.Context, created ssm.CreateActivationResult, token identity.JoinToken, path string) error {
+	r := activationResult{ActivationId: created.ActivationId, TokenFile: path}
+	if path == "" {
+		r.Token = token.Encode()
+	}
+	return e.print(c, result{value: r, names: []string{r.ActivationId}, table: func(w io.Writer) {
+		if path == "" {
+			fmt.Fprintln(w, r.Token)
+			fmt.Fprintf(e.err, "activation %s; the token is not shown again. On the host:\n  FLEET_TOKEN=... fleet join --foreground\n", r.ActivationId)
+			return
+		}
+		fmt.Fprintln(w, r.ActivationId)
+		fmt.Fprintf(e.err, "the token is in %s. On the host:\n  fleet join --token-file %s --foreground\n", path, path)
+	}})
+}
+
+func (e *env) activationLs(c *cli.Context) error {
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	all := ssm.DescribeActivationsResult{ActivationList: []ssm.Activation{}}
+	var req ssm.DescribeActivationsRequest
+	for {
+		var page ssm.DescribeActivationsResult
+		if err := api.Call(c.Context, "DescribeActivations", req, &page); err != nil {
+			return err
+		}
+		all.ActivationList = append(all.ActivationList, page.ActivationList...)
+		if req.NextToken = page.NextToken; req.NextToken == "" {
+			break
+		}
+	}
+	var ids []string
+	for _, a := range all.ActivationList {
+		ids = append(ids, a.ActivationId)
+	}
+	return e.print(c, result{value: all, names: ids, table: func(w io.Writer) {
+		t := newTable("ACTIVATION", "USED", "EXPIRES", "NAME", "LABELS", "DESCRIPTION")
+		for _, a := range all.ActivationList {
+			labels := map[string]string{}
+			for _, tag := range a.Tags {
+				labels[tag.Key] = tag.Value
+			}
+			t.add(a.ActivationId, fmt.Sprintf("%d/%d", a.RegistrationsCount, a.RegistrationLimit),
+				until(e.now(), fleet.Instant(a.ExpirationDate)), a.DefaultInstanceName, labelText(labels), a.Description)
+		}
+		t.write(w)
+	}})
+}
+
+func (e *env) activationRm(c *cli.Context) error {
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	for _, id := range c.Args().Slice() {
+		if _, err := fleet.ParseActivationID(id); err != nil {
+			return err
+		}
+	}
+	for _, id := range c.Args().Slice() {
+		if err := api.Call(c.Context, "DeleteActivation", ssm.DeleteActivationRequest{ActivationId: id}, nil); err != nil {
+			return err
+		}
+		fmt.Fprintf(e.err, "activation %s ended\n", id)
+	}
+	return nil
+}

@@ -1,0 +1,247 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"fleet/node/fleet"
+)
+
+// answers is what the hosts of one command said.
+type answers struct {
+	command fleet.CommandID
+	counts  fleet.CommandEvent // the newest
+	final   map[fleet.NodeID]fleet.InvocationEvent
+	open    map[fleet.NodeID]fleet.InvocationEvent
+}
+
+func newAnswers(command fleet.CommandID) *answers {
+	return &answers{
+		command: command, final: map[fleet.NodeID]fleet.InvocationEvent{}, open: map[fleet.NodeID]fleet.InvocationEvent{},
+	}
+}
+
+func (a *answers) add(e fleet.WatchEvent) {
+	if e.Command != nil {
+		a.counts = *e.Command
+	}
+	if i := e.Invocation; i != nil {
+		delete(a.open, i.InstanceId)
+		if i.Final {
+			a.final[i.InstanceId] = *i
+		} else {
+			a.open[i.InstanceId] = *i
+		}
+	}
+}
+
+// labels gives each host the name that people see: its own, with the ID where
+// several have it.
+func (a *answers) labels() map[fleet.NodeID]string {
+	times := map[string]int{}
+	for _, i := range a.final {
+		times[i.Name]++
+	}
+	labels := make(map[fleet.NodeID]string, len(a.final))
+	for id, i := range a.final {
+		switch {
+		case i.Name == "":
+			labels[id] = string(id)
+		case times[i.Name] > 1:
+			labels[id] = fmt.Sprintf("%s(%s)", i.Name, id)
+		default:
+			labels[id] = i.Name
+		}
+	}
+	return labels
+}
+
+// fold is the hosts that answered the same.
+type fold struct {
+	example fleet.InvocationEvent
+	hosts   []string
+}
+
+// folds groups the answers, the largest group first.
+func (a *answers) folds() []fold {
+	labels := a.labels()
+	byAnswer := map[string]*fold{}
+	var all []*fold
+	for id, i := range a.final {
+		key := fmt.Sprintf("%s\x00%d\x00%s\x00%q\x00%q", i.StatusDetails, i.ResponseCode, i.OutputError, streamKey(i.Stdout), streamKey(i.Stderr))
+		f := byAnswer[key]
+		if f == nil {
+			f = &fold{example: i}
+			byAnswer[key] = f
+			all = append(all, f)
+		}
+		f.hosts = append(f.hosts, labels[id])
+	}
+	out := make([]fold, 0, len(all))
+	for _, f := range all {
+		slices.SortFunc(f.hosts, naturalCompare)
+		out = append(out, *f)
+	}
+	slices.SortFunc(out, func(x, y fold) int {
+		return cmp.Or(cmp.Compare(len(y.hosts), len(x.hosts)), naturalCompare(x.hosts[0], y.hosts[0]))
+	})
+	return out
+}
+
+func streamKey(o fleet.OutputText) string {
+	return fmt.Sprintf("%d\x00%s\x00%s", o.Total, o.Text, o.Bytes)
+}
+
+// writeFolded writes every answer, equal ones once. Output is indented, so that
+// no host can write a line that looks like the head of another's.
+func (e *env) writeFolded(w io.Writer, a *answers, raw bool) {
+	for _, f := range a.folds() {
+		i := f.example
+		if i.OutputError == "" && i.Stdout.Total == 0 && i.Stderr.Total == 0 && i.Status != "Success" {
+			continue // nothing to show: the list of who did not succeed says why
+		}
+		head := fmt.Sprintf("%s (%d)", foldNames(f.hosts), len(f.hosts))
+		fmt.Fprint(w, e.paint(e.outTTY, bold, escapeCell(head)))
+		if i.Status != "Success" {
+			fmt.Fprintf(w, "  %s", e.paint(e.outTTY, red, outcome(i)))
+		}
+		fmt.Fprintln(w)
+		if i.OutputError != "" {
+			fmt.Fprintf(w, "  (%s)\n", escapeCell(i.OutputError))
+		}
+		more := fmt.Sprintf("fleet command output %s %s", a.command, firstOf(i.Name, string(i.InstanceId)))
+		writeStream(w, "  ", i.Stdout, raw, more)
+		if i.Stderr.Total > 0 {
+			fmt.Fprintln(w, "  stderr:")
+			writeStream(w, "    ", i.Stderr, raw, more+" --stderr")
+		}
+	}
+}
+
+// writeStream writes one stream, indented, and says where the rest is.
+func writeStream(w io.Writer, indent string, o fleet.OutputText, raw bool, more string) {
+	text := o.Text
+	if len(o.Bytes) > 0 {
+		text = string(o.Bytes)
+	}
+	if !raw {
+		text = escape(text)
+	}
+	if text != "" {
+		for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+			fmt.Fprintf(w, "%s%s\n", indent, line)
+		}
+	}
+	if o.Truncated {
+		fmt.Fprintf(w, "%s... of %s: %s\n", indent, size(o.Total), more)
+	}
+}
+
+func size(bytes uint64) string {
+	switch {
+	case bytes < 1<<10:
+		return fmt.Sprintf("%d bytes", bytes)
+	case bytes < 1<<20:
+		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
+	case bytes < 1<<30:
+		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
+	}
+	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
+}
+
+// outcome is a state for people, with the exit code where one says something.
+func outcome(i fleet.InvocationEvent) string {
+	if i.StatusDetails == "Failed" && i.ResponseCode > 0 {
+		return fmt.Sprintf("Failed, exit code %d", i.ResponseCode)
+	}
+	return i.StatusDetails
+}
+
+// totals is one line: "17 Success, 1 Failed of 18".
+func (a *answers) totals() string {
+	byState := map[string]int{}
+	for _, i := range a.final {
+		byState[i.StatusDetails]++
+	}
+	var parts []string
+	for _, state := range slices.SortedFunc(maps.Keys(byState), func(x, y string) int {
+		switch success := "Success"; {
+		case x == success && y != success:
+			return -1
+		case y == success && x != success:
+			return 1
+		}
+		return strings.Compare(x, y)
+	}) {
+		parts = append(parts, fmt.Sprintf("%d %s", byState[state], state))
+	}
+	if left := a.counts.TargetCount - len(a.final); left > 0 {
+		parts = append(parts, fmt.Sprintf("%d without an answer yet", left))
+	}
+	if len(parts) == 0 {
+		parts = []string{"no host"}
+	}
+	return fmt.Sprintf("%s of %d", strings.Join(parts, ", "), a.counts.TargetCount)
+}
+
+// remedies says for each state that is not success what a person can do; %s is
+// the command's ID.
+var remedies = map[string]string{
+	"Failed":            "read the output above, or fleet command output %s NODE --stderr",
+	"ExecutionTimedOut": "it was killed at its time limit: raise --timeout, or see what hangs",
+	"DeliveryTimedOut":  "it was not reached in time and will not start it: fleet node show NODE, then run again; --deliver-within waits longer",
+	"Undeliverable":     "it refused to start it, for the reason given; nothing ran there",
+	"Interrupted":       "the host stopped in the middle; it is not run again by itself: look there, then run again",
+	"Cancelled":         "it was cancelled",
+	"Terminated":        "it was not started: too many others had failed",
+	"InvalidPlatform":   "the document does not run on this platform",
+}
+
+// writeFailures lists who did not succeed, by state and reason.
+func (e *env) writeFailures(w io.Writer, a *answers) {
+	labels := a.labels()
+	type why struct{ outcome, state, reason string }
+	groups := map[why][]string{}
+	for id, i := range a.final {
+		if i.Status != "Success" {
+			k := why{outcome(i), i.StatusDetails, i.Reason}
+			if strings.HasSuffix(k.outcome, ", "+k.reason) {
+				k.reason = "" // the exit code, said twice
+			}
+			groups[k] = append(groups[k], labels[id])
+		}
+	}
+	keys := slices.SortedFunc(maps.Keys(groups), func(x, y why) int {
+		return cmp.Or(strings.Compare(x.state, y.state), strings.Compare(x.outcome, y.outcome), strings.Compare(x.reason, y.reason))
+	})
+	if len(keys) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nnot successful:")
+	for _, k := range keys {
+		line := escapeCell(foldNames(groups[k])) + "  " + e.paint(e.errTTY, red, escapeCell(k.outcome))
+		if k.reason != "" {
+			line += ": " + escapeCell(k.reason)
+		}
+		fmt.Fprintf(w, "  %s\n", line)
+		if r := remedies[k.state]; r != "" {
+			fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(r, "%s", string(a.command)))
+		}
+	}
+}
+
+// sorted is the final answers by name.
+func (a *answers) sorted() []fleet.InvocationEvent {
+	all := make([]fleet.InvocationEvent, 0, len(a.final))
+	for _, i := range a.final {
+		all = append(all, i)
+	}
+	slices.SortFunc(all, func(x, y fleet.InvocationEvent) int {
+		return cmp.Or(naturalCompare(x.Name, y.Name), strings.Compare(string(x.InstanceId), string(y.InstanceId)))
+	})
+	return all
+}

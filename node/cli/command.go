@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"fleet/node/api/client"
+	"fleet/node/fleet"
+	"fleet/node/ssm"
+)
+
+func (e *env) commandCommand() *cli.Command {
+	return &cli.Command{
+		Name: "command", Aliases: []string{"commands"}, Category: categoryNouns, Usage: "commands that ran or are running",
+		Subcommands: []*cli.Command{
+			leaf(&cli.Command{
+				Name: "ls", Aliases: []string{"list"}, Usage: "list commands, newest first",
+				Description: `Examples:
+  fleet command ls
+  fleet command ls --limit 200 --status Failed
+  fleet command ls --node web1
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(outputFlag(), []cli.Flag{
+					&cli.IntFlag{Name: "limit", Value: 20, Usage: "at most `N` commands"},
+					&cli.StringFlag{Name: "status", Usage: "only commands that are `STATUS`: Pending, InProgress, Success, Failed, TimedOut, Cancelled"},
+					&cli.StringFlag{Name: "node", Usage: "only commands that `NODE`, a name or an ID, is a target of"},
+				}, staleFlag(), clientFlags(), timeoutFlag()),
+			}, 0, 0, e.commandLs),
+			leaf(&cli.Command{
+				Name: "show", Aliases: []string{"get"}, ArgsUsage: "COMMAND", Usage: "show one command and the state of each host",
+				Description: `Example:
+  fleet command show 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
+			}, 1, 1, e.commandShow),
+			leaf(&cli.Command{
+				Name: "output", ArgsUsage: "COMMAND [NODE]", Usage: "show what the hosts wrote",
+				Description: `Without a NODE it shows the answers of all hosts as "fleet run" does, and waits
+for those that are missing. With a NODE it writes all that was kept of one
+stream of that host, byte for byte when the standard output is not a terminal
+and --raw is given.
+
+Examples:
+  fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+  fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b web1 --raw > web1.out
+
+Exit codes: 0 done, 1 the request failed, 2 some hosts did not succeed,
+3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(outputFlag(), []cli.Flag{
+					&cli.BoolFlag{Name: "stderr", Usage: "the error stream instead of the output; needs a NODE"},
+					&cli.StringFlag{Name: "step", Usage: "`NAME` of the step, of a document with several; needs a NODE"},
+					&cli.BoolFlag{Name: "raw", Usage: "do not escape control characters; not on a terminal"},
+				}, clientFlags(), timeoutFlag()),
+			}, 1, 2, e.commandOutput),
+		},
+	}
+}
+
+func (e *env) commandLs(c *cli.Context) error {
+	limit := c.Int("limit")
+	if limit < 1 || limit > 10000 {
+		return usagef("--limit %d is not between 1 and 10000", limit)
+	}
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	var req ssm.ListCommandsRequest
+	if s := c.String("status"); s != "" {
+		req.Filters = append(req.Filters, ssm.CommandFilter{Key: "Status", Value: s})
+	}
+	if name := c.String("node"); name != "" {
+		n, err := oneNode(c, api, name, true)
+		if err != nil {
+			return err
+		}
+		req.InstanceId = string(n.InstanceId)
+	}
+	all := ssm.ListCommandsResult{Commands: []ssm.Command{}}
+	for len(all.Commands) < limit {
+		req.MaxResults = min(50, limit-len(all.Commands))
+		var page ssm.ListCommandsResult
+		if err := api.Call(c.Context, "ListCommands", req, &page); err != nil {
+			return err
+		}
+		all.Commands = append(all.Commands, page.Commands...)
+		if req.NextToken = page.NextToken; req.NextToken == "" {
+			break
+		}
+	}
+	var ids []string
+	for _, cmd := range all.Commands {
+		ids = append(ids, cmd.CommandId)
+	}
+	return e.print(c, result{value: all, names: ids, table: func(w io.Writer) {
+		t := newTable("COMMAND", "REQUESTED", "STATUS", "DONE", "ERRORS", "WHAT")
+		for _, cmd := range all.Commands {
+			t.add(cmd.CommandId, date(fleet.Instant(cmd.RequestedDateTime)), statusText(cmd.Status, cmd.StatusDetails),
+				fmt.Sprintf("%d/%d", cmd.CompletedCount, cmd.TargetCount), strconv.Itoa(cmd.ErrorCount), cut(what(cmd), 60))
+		}
+		t.write(w)
+	}})
+}
+
+// statusText is the details, which say more, except where they say the same.
+func statusText(status, details string) string {
+	if status == details || details == "" {
+		return status
+	}
+	return details
+}
+
+// what is what a command does, briefly.
+func what(cmd ssm.Command) string {
+	if cmd.Comment != "" {
+		return cmd.Comment
+	}
+	if lines := cmd.Parameters["commands"]; len(lines) > 0 {
+		return lines[0]
+	}
+	return cmd.DocumentName
+}
+
+func cut(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return string(r[:n-3]) + "..."
+}
+
+// commandDetail is what command show prints as JSON.
+type commandDetail struct {
+	Command            ssm.Command             `json:"Command"`
+	CommandInvocations []ssm.CommandInvocation `json:"CommandInvocations"`
+}
+
+func (e *env) commandShow(c *cli.Context) error {
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	d, err := describeCommand(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
+	return e.print(c, result{value: d, names: []string{d.Command.CommandId}, table: func(w io.Writer) { commandText(w, d) }})
+}
+
+func describeCommand(c *cli.Context, api *client.Client, id string) (*commandDetail, error) {
+	var commands ssm.ListCommandsResult
+	if err := api.Call(c.Context, "ListCommands", ssm.ListCommandsRequest{CommandId: id}, &commands); err != nil {
+		return nil, err
+	}
+	if len(commands.Commands) != 1 {
+		return nil, fleet.Errorf(fleet.NotFound, "there is no command %s", id)
+	}
+	d := &commandDetail{Command: commands.Commands[0], CommandInvocations: []ssm.CommandInvocation{}}
+	req := ssm.ListCommandInvocationsRequest{CommandId: id, MaxResults: 50}
+	for {
+		var page ssm.ListCommandInvocationsResult
+		if err := api.Call(c.Context, "ListCommandInvocations", req, &page); err != nil {
+			return nil, err
+		}
+		d.CommandInvocations = append(d.CommandInvocations, page.CommandInvocations...)
+		if req.NextToken = page.NextToken; req.NextToken == "" {
+			return d, nil
+		}
+	}
+}
+
+func commandText(w io.Writer, d *commandDetail) {
+	cmd := d.Command
+	properties(w, "command", cmd.CommandId, "document", cmd.DocumentName+" "+cmd.DocumentVersion, "what", what(cmd),
+		"requested", date(fleet.Instant(cmd.RequestedDateTime)), "status", statusText(cmd.Status, cmd.StatusDetails),
+		"targets", fmt.Sprintf("%d, %d done, %d with errors, %d not reached in time", cmd.TargetCount, cmd.CompletedCount, cmd.ErrorCount, cmd.DeliveryTimedOutCount),
+		"expires", date(fleet.Instant(cmd.ExpiresAfter)))
+	fmt.Fprintln(w)
+	slices.SortFunc(d.CommandInvocations, func(a, b ssm.CommandInvocation) int { return naturalCompare(a.InstanceName, b.InstanceName) })
+	t := newTable("NAME", "ID", "STATUS", "WHY")
+	for _, i := range d.CommandInvocations {
+		t.add(i.InstanceName, i.InstanceId, statusText(i.Status, i.StatusDetails), i.TraceOutput)
+	}
+	t.write(w)
+	if cmd.CompletedCount > 0 {
+		fmt.Fprintf(w, "\noutput: fleet command output %s [NODE]\n", cmd.CommandId)
+	}
+}
+
+func (e *env) commandOutput(c *cli.Context) error {
+	id, err := fleet.ParseCommandID(c.Args().First())
+	if err != nil {
+		return err
+	}
+	name := c.Args().Get(1)
+	if name == "" && (c.Bool("stderr") || c.String("step") != "") {
+		return usagef("--stderr and --step need a NODE")
+	}
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if name == "" {
+		return e.follow(c, api, id, false)
+	}
+	n, err := oneNode(c, api, name, true)
+	if err != nil {
+		return err
+	}
+	req := fleet.GetCommandOutputRequest{CommandId: id, InstanceId: n.InstanceId, StepName: c.String("step")}
+	if c.Bool("stderr") {
+		req.Stream = fleet.StreamStderr
+	}
+	out, err := api.Output(c.Context, req)
+	if err != nil {
+		return err
+	}
+	defer out.Close() //nolint:errcheck // nothing is written
+	w := e.out
+	if !c.Bool("raw") || e.outTTY {
+		w = &escapeWriter{w: e.out}
+	}
+	if _, err := io.Copy(w, out); err != nil {
+		return fleet.Errorf(fleet.Unavailable, "the output ended early: %w", err).WithHint("try again")
+	}
+	if esc, ok := w.(*escapeWriter); ok {
+		return esc.flush()
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/identity"
+)
+
+func (e *env) joinCommand() *cli.Command {
+	return leaf(&cli.Command{
+		Name: "join", Category: categoryHost, Usage: "make this host part of a fleet",
+		Description: `The token comes from --token-file, from FLEET_TOKEN, or is asked for: an
+argument would be seen by every user of this host.
+
+Example:
+  fleet join --token-file t --foreground
+
+Exit codes: 0 done, 1 it failed, 4 not allowed, 64 usage`,
+		Flags: flags([]cli.Flag{
+			&cli.StringFlag{Name: "token-file", Usage: "`FILE` with the token that \"fleet activation create\" made; - is the standard input"},
+			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this host (default: the system's host name)"},
+		}, enrolFlags(), hostFlags()),
+	}, 0, -1, e.join)
+}
+
+func (e *env) join(c *cli.Context) error {
+	if c.Args().Present() {
+		// Whatever it is, it is not repeated: it may be a token.
+		return usagef("fleet join takes no argument; a token does not belong on the command line, where every user of this host sees it").
+			withHint("--token-file FILE or FLEET_TOKEN; make a new activation if the token was typed here")
+	}
+	if err := checkService(c); err != nil {
+		return err
+	}
+	cfg, err := e.hostConfig(c)
+	if err != nil {
+		return err
+	}
+	token, err := e.token(c.String("token-file"))
+	if err != nil {
+		return err
+	}
+	name := c.String("node-name")
+	if name == "" {
+		if name, err = e.nodeName(cfg); err != nil {
+			return err
+		}
+	}
+	address, err := e.advertise(c.Context, cfg, append(token.Addresses[:len(token.Addresses):len(token.Addresses)], anywhere)...)
+	if err != nil {
+		return err
+	}
+	r, err := enrol.Join(c.Context, enrol.JoinOptions{
+		DataDir: cfg.DataDir, Token: token, NodeName: name, Advertise: address, Now: e.now, Dial: e.dial,
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(e.out, "fleet  %s  %s\n", escapeCell(r.Name), r.Fleet)
+	fmt.Fprintf(e.out, "node   %s  %s  at %s\n", escapeCell(r.NodeName), r.Node, address)
+	fmt.Fprintf(e.out, "data   %s\n", cfg.DataDir)
+	for _, warning := range r.Warnings {
+		e.warningLines(e.err, e.errTTY, []fleet.Warning{{Message: warning}})
+	}
+	if c.Bool("enroll-only") {
+		fmt.Fprintf(e.out, "start  %s\n", agentHint(c, cfg))
+		return nil
+	}
+	return e.runAgent(c.Context, cfg)
+}
+
+// token reads the join token: never from the command line.
+func (e *env) token(path string) (identity.JoinToken, error) {
+	text := e.getenv("FLEET_TOKEN")
+	switch {
+	case path == "-":
+		b, err := io.ReadAll(io.LimitReader(e.in, identity.MaxJoinToken+1))
+		if err != nil {
+			return identity.JoinToken{}, fleet.Errorf(fleet.Invalid, "--token-file: %w", err)
+		}
+		text = string(b)
+	case path != "":
+		f, err := os.Open(path)
+		if err != nil {
+			return identity.JoinToken{}, fleet.Errorf(fleet.Invalid, "--token-file: %w", err)
+		}
+		b, err := io.ReadAll(io.LimitReader(f, identity.MaxJoinToken+64))
+		if err = errors.Join(err, f.Close()); err != nil {
+			return identity.JoinToken{}, fleet.Errorf(fleet.Invalid, "--token-file: %w", err)
+		}
+		text = string(b)
+	case text == "" && e.inTTY:
+		b, err := e.secret("Token: ")
+		if err != nil {
+			return identity.JoinToken{}, err
+		}
+		text = string(b)
+	}
+	if strings.TrimSpace(text) == "" {
+		return identity.JoinToken{}, usagef("there is no token").
+			withHint("--token-file FILE or FLEET_TOKEN; an operator makes one with \"fleet activation create\"")
+	}
+	return identity.ParseJoinToken(text)
+}

@@ -1,0 +1,393 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"fleet/node/api/client"
+	"fleet/node/document"
+	"fleet/node/fleet"
+	"fleet/node/ssm"
+)
+
+const (
+	shellDocument      = "AWS-RunShellScript"
+	defaultDelivery    = time.Minute
+	leastDelivery      = 30 * time.Second
+	askFrom            = 51 // targets
+	maxNamed           = 50 // SSM's limit of InstanceIds
+	maxScript          = 48 << 10
+	everyNode          = "*"
+	unlimited          = "100%" // of concurrency and of errors
+	sayWhatRunsHint    = "fleet run --all -- uname -r"
+	selectTargetsHint  = "--all, --node NAME or --label KEY=VALUE"
+	tooManyTargetsHint = "select more of them at once with --label"
+)
+
+func (e *env) runCommand() *cli.Command {
+	return leaf(&cli.Command{
+		Name: "run", Category: categoryDaily, ArgsUsage: "-- COMMAND...", Usage: "run a command on hosts and show every answer",
+		Description: `The words after -- are joined by spaces and run by the shell of each host, as
+root. Equal answers are shown once, with the names of their hosts; then who did
+not succeed, with what to do.
+
+--all is every host. --node takes names or IDs. --label KEY=VALUE selects by
+label: KEY=A,B is either, repeated labels must all hold.
+
+The command is a decided thing of its own: Ctrl-C stops the waiting, not the
+command, and "fleet command show" tells how it went.
+
+Examples:
+  fleet run --all -- uname -r
+  fleet run --label env=prod --label role=web,api -- systemctl is-active nginx
+  fleet run --node web1,web2 --timeout 10m -- 'apt-get update && apt-get -y upgrade'
+  fleet run --node web1 --script ./check.sh
+
+Exit codes: 0 all succeeded, 1 the request failed, 2 some hosts did not succeed,
+3 no quorum, 4 not allowed, 64 usage`,
+		Flags: flags([]cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "run on every host"},
+			&cli.StringSliceFlag{Name: "node", Usage: "run on the host `NODE`, a name or an ID; several with commas or repeated"},
+			&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "run on hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"},
+			&cli.StringFlag{Name: "timeout", Usage: "kill it on a host after `DURATION` (default 1h)"},
+			&cli.StringFlag{Name: "deliver-within", Value: "60s", Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more"},
+			&cli.StringFlag{Name: "script", Usage: "run `FILE` instead of a command; - is the standard input"},
+			&cli.StringFlag{Name: "user", Usage: "run as `USER` of the host instead of root"},
+			&cli.StringFlag{Name: "comment", Usage: "`TEXT` that is kept with the command"},
+			&cli.BoolFlag{Name: "detach", Usage: "do not wait for answers; print the command's ID"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "list the hosts that would run it, and stop"},
+			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask, however many hosts there are"},
+			&cli.BoolFlag{Name: "no-fold", Usage: "show answers as they come, each line after the name of its host"},
+			&cli.BoolFlag{Name: "raw", Usage: "do not escape control characters in output; not on a terminal"},
+		}, outputFlag(), clientFlags()),
+	}, 0, -1, e.run)
+}
+
+// runResult is what run and command output print as JSON.
+type runResult struct {
+	Command     fleet.CommandEvent      `json:"Command"`
+	Invocations []fleet.InvocationEvent `json:"Invocations"`
+}
+
+func (e *env) run(c *cli.Context) error {
+	if err := checkForm(c); err != nil {
+		return err
+	}
+	req, err := e.sendRequest(c)
+	if err != nil {
+		return err
+	}
+	s, err := readSelection(c)
+	if err != nil {
+		return err
+	}
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if err := s.resolve(c, api); err != nil {
+		return err
+	}
+	if c.Bool("dry-run") {
+		return e.dryRun(c, api, s)
+	}
+	if err := e.confirmMany(c, api, s); err != nil {
+		return err
+	}
+	s.fill(req)
+	var sent ssm.SendCommandResult
+	if err := api.Call(c.Context, "SendCommand", req, &sent); err != nil {
+		return err
+	}
+	if sent.Command.TargetCount == 0 {
+		return fleet.Errorf(fleet.NotFound, "no host matches: the command %s ran nowhere", sent.Command.CommandId).WithHint("see the labels: fleet node ls")
+	}
+	if c.Bool("detach") {
+		return e.print(c, result{value: sent, names: []string{sent.Command.CommandId}, table: func(w io.Writer) {
+			fmt.Fprintln(w, sent.Command.CommandId)
+		}})
+	}
+	return e.follow(c, api, fleet.CommandID(sent.Command.CommandId), c.Bool("no-fold"))
+}
+
+// sendRequest makes the request of what to run; where comes later.
+func (e *env) sendRequest(c *cli.Context) (*ssm.SendCommandRequest, error) {
+	text, err := e.script(c)
+	if err != nil {
+		return nil, err
+	}
+	deliver, err := durationFlag(c, "deliver-within", time.Second)
+	if err != nil {
+		return nil, err
+	}
+	if deliver == 0 {
+		deliver = defaultDelivery
+	}
+	if deliver < leastDelivery {
+		return nil, usagef("--deliver-within %s is less than %s", deliver, leastDelivery)
+	}
+	timeout, err := durationFlag(c, "timeout", time.Second)
+	if err != nil {
+		return nil, err
+	}
+	content, _, ok := document.Builtin(shellDocument)
+	if !ok {
+		return nil, fmt.Errorf("the document %s is missing in this program", shellDocument)
+	}
+	req := &ssm.SendCommandRequest{
+		DocumentName: shellDocument, DocumentHash: fleet.Sum(content).String(), DocumentHashType: "Sha256",
+		Parameters: map[string][]string{"commands": {text}}, TimeoutSeconds: int(deliver / time.Second),
+		Comment: c.String("comment"), RunAs: c.String("user"), MaxConcurrency: unlimited, MaxErrors: unlimited,
+	}
+	if timeout > 0 {
+		req.Parameters["executionTimeout"] = []string{strconv.Itoa(int(timeout / time.Second))}
+	}
+	return req, nil
+}
+
+// script is what the shell is given: the words of the command line, or a file.
+func (e *env) script(c *cli.Context) (string, error) {
+	path := c.String("script")
+	switch {
+	case path == "" && c.Args().Len() == 0:
+		return "", usagef("what should run?").withHint(sayWhatRunsHint)
+	case path == "":
+		return strings.Join(c.Args().Slice(), " "), nil
+	case c.Args().Len() > 0:
+		return "", usagef("--script and a command exclude each other")
+	}
+	src := e.in
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", fleet.Errorf(fleet.Invalid, "--script: %w", err)
+		}
+		defer f.Close() //nolint:errcheck // nothing is written
+		src = f
+	}
+	b, err := io.ReadAll(io.LimitReader(src, maxScript+1))
+	if err != nil {
+		return "", fleet.Errorf(fleet.Invalid, "--script: %w", err)
+	}
+	if len(b) > maxScript {
+		return "", fleet.Errorf(fleet.TooLarge, "--script: over %d bytes", maxScript)
+	}
+	if len(strings.TrimSpace(string(b))) == 0 {
+		return "", usagef("--script: it is empty")
+	}
+	return string(b), nil
+}
+
+// selection is which hosts are meant.
+type selection struct {
+	all    bool
+	nodes  []string // names or IDs; IDs after resolve
+	labels []fleet.LabelFilter
+}
+
+func readSelection(c *cli.Context) (*selection, error) {
+	labels, err := labelFilters(c)
+	if err != nil {
+		return nil, err
+	}
+	s := &selection{all: c.Bool("all"), nodes: splitCommas(c.StringSlice("node")), labels: labels}
+	switch {
+	case s.all && (len(s.nodes) > 0 || len(labels) > 0):
+		return nil, usagef("--all is every host: --node and --label would mean fewer")
+	case !s.all && len(s.nodes) == 0 && len(labels) == 0:
+		return nil, usagef("on which hosts?").withHint(selectTargetsHint)
+	}
+	return s, nil
+}
+
+// resolve turns names into IDs. A name that several hosts have is refused:
+// which one was meant cannot be known.
+func (s *selection) resolve(c *cli.Context, api *client.Client) error {
+	known := func(n string) bool { _, err := fleet.ParseNodeID(n); return err == nil }
+	if !slices.ContainsFunc(s.nodes, func(n string) bool { return !known(n) }) {
+		return nil
+	}
+	found, err := describeNodes(c, api, fleet.DescribeNodesRequest{Nodes: s.nodes, Brief: true})
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, name := range s.nodes {
+		if known(name) {
+			ids = append(ids, name)
+			continue
+		}
+		n, err := theOne(slices.DeleteFunc(slices.Clone(found), func(n fleet.NodeView) bool { return n.Name != name }), name)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, string(n.InstanceId))
+	}
+	slices.Sort(ids)
+	s.nodes = slices.Compact(ids)
+	return nil
+}
+
+// fill writes the selection into the request.
+func (s *selection) fill(req *ssm.SendCommandRequest) {
+	if len(s.nodes) > 0 && len(s.labels) == 0 && len(s.nodes) <= maxNamed {
+		req.InstanceIds = s.nodes
+		return
+	}
+	if s.all {
+		req.Targets = []ssm.Target{{Key: "InstanceIds", Values: []string{everyNode}}}
+	}
+	if len(s.nodes) > 0 {
+		req.Targets = append(req.Targets, ssm.Target{Key: "InstanceIds", Values: s.nodes})
+	}
+	for _, l := range s.labels {
+		if len(l.Values) == 0 {
+			req.Targets = append(req.Targets, ssm.Target{Key: "tag-key", Values: []string{l.Key}})
+		} else {
+			req.Targets = append(req.Targets, ssm.Target{Key: "tag:" + l.Key, Values: l.Values})
+		}
+	}
+}
+
+// members lists the hosts that the selection means now.
+func (s *selection) members(c *cli.Context, api *client.Client) ([]fleet.NodeView, error) {
+	return describeNodes(c, api, fleet.DescribeNodesRequest{Nodes: s.nodes, Labels: s.labels, Brief: true})
+}
+
+func (e *env) dryRun(c *cli.Context, api *client.Client, s *selection) error {
+	nodes, err := s.members(c, api)
+	if err != nil {
+		return err
+	}
+	return e.print(c, result{value: fleet.DescribeNodesResult{Nodes: nodes}, names: nodeNames(nodes), table: func(w io.Writer) {
+		t := newTable("NAME", "ID", "LABELS")
+		slices.SortFunc(nodes, func(a, b fleet.NodeView) int { return naturalCompare(a.Name, b.Name) })
+		for _, n := range nodes {
+			t.add(n.Name, string(n.InstanceId), labelText(n.Labels))
+		}
+		t.write(w)
+		fmt.Fprintf(e.err, "%s would run it\n", count(len(nodes), "host"))
+	}})
+}
+
+// confirmMany asks before a command goes to many hosts, where somebody can
+// answer.
+func (e *env) confirmMany(c *cli.Context, api *client.Client, s *selection) error {
+	if len(s.nodes) > maxNamed {
+		return usagef("%d hosts are named, %d can be", len(s.nodes), maxNamed).withHint(tooManyTargetsHint)
+	}
+	if c.Bool("yes") || !e.inTTY || len(s.nodes) > 0 {
+		return nil
+	}
+	nodes, err := s.members(c, api)
+	if err != nil {
+		return err
+	}
+	if len(nodes) < askFrom {
+		return nil
+	}
+	return e.confirm(fmt.Sprintf("Run on %d hosts?", len(nodes)))
+}
+
+// follow waits for the answers and prints them.
+func (e *env) follow(c *cli.Context, api *client.Client, id fleet.CommandID, stream bool) error {
+	raw := c.Bool("raw") && !e.outTTY
+	table := c.String("output") == formTable
+	a := newAnswers(id)
+	began := e.now()
+	progress := e.newProgress(table)
+	err := api.Watch(c.Context, fleet.WatchCommandRequest{CommandId: id, Output: true}, func(ev fleet.WatchEvent) error {
+		a.add(ev)
+		if stream && table && ev.Invocation != nil && ev.Invocation.Final {
+			progress.clear()
+			e.writeStreamed(*ev.Invocation, raw)
+		}
+		progress.show(a)
+		return nil
+	})
+	progress.clear()
+	if err != nil {
+		return e.leftBehind(a, err)
+	}
+	err = e.print(c, result{
+		value: runResult{Command: a.counts, Invocations: a.sorted()}, names: []string{string(id)},
+		table: func(w io.Writer) {
+			if !stream {
+				e.writeFolded(w, a, raw)
+			}
+			fmt.Fprintf(e.err, "%s, %s\n", a.totals(), short(e.now().Sub(began)))
+			e.writeFailures(e.err, a)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if a.counts.SuccessCount < a.counts.TargetCount {
+		return exitError(ExitSome)
+	}
+	return nil
+}
+
+// leftBehind explains a wait that ended before the command did.
+func (e *env) leftBehind(a *answers, err error) error {
+	if a.counts.TargetCount > 0 {
+		fmt.Fprintf(e.err, "%s so far\n", a.totals())
+	}
+	fmt.Fprintf(e.err, "the command goes on: fleet command show %s\n", a.command)
+	if errors.Is(err, context.Canceled) {
+		return exitError(ExitFailed)
+	}
+	return err
+}
+
+// writeStreamed writes one answer, each line after the name of its host.
+func (e *env) writeStreamed(i fleet.InvocationEvent, raw bool) {
+	name := escapeCell(firstOf(i.Name, string(i.InstanceId)))
+	more := fmt.Sprintf("fleet command output ID %s", name)
+	writeStream(e.out, name+": ", i.Stdout, raw, more)
+	writeStream(e.out, name+"! ", i.Stderr, raw, more+" --stderr")
+	if i.OutputError != "" {
+		fmt.Fprintf(e.out, "%s: (%s)\n", name, escapeCell(i.OutputError))
+	}
+}
+
+// progress is one line on the terminal that is written again and again.
+type progress struct {
+	w     io.Writer // nil: none
+	shown bool
+}
+
+func (e *env) newProgress(wanted bool) *progress {
+	if !wanted || !e.errTTY || e.getenv("TERM") == "dumb" {
+		return &progress{}
+	}
+	return &progress{w: e.err}
+}
+
+func (p *progress) show(a *answers) {
+	if p.w == nil {
+		return
+	}
+	fmt.Fprintf(p.w, "\r\x1b[K%d of %d done, %d running", a.counts.CompletedCount, a.counts.TargetCount, len(a.open))
+	if a.counts.ErrorCount > 0 {
+		fmt.Fprintf(p.w, ", %d failed", a.counts.ErrorCount)
+	}
+	p.shown = true
+}
+
+func (p *progress) clear() {
+	if p.shown {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.shown = false
+	}
+}

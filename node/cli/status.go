@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"fleet/node/api/client"
+	"fleet/node/fleet"
+)
+
+func (e *env) statusCommand() *cli.Command {
+	return leaf(&cli.Command{
+		Name: "status", Category: categoryDaily, Usage: "show this host and the fleet, and what is wrong with them",
+		Description: `This host is shown if its agent runs, the fleet if there is an operator's
+credential. Each warning says what to do.
+
+Example:
+  fleet status
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+		Flags: flags(outputFlag(), staleFlag(), socketFlag(), clientFlags(), timeoutFlag()),
+	}, 0, 0, e.status)
+}
+
+// statusResult is what status prints as JSON; a part that there is not is null.
+type statusResult struct {
+	Host  *fleet.LocalStatus     `json:"Host"`
+	Fleet *fleet.GetStatusResult `json:"Fleet"`
+}
+
+func (e *env) status(c *cli.Context) error {
+	if err := checkForm(c); err != nil {
+		return err
+	}
+	var s statusResult
+	local, localErr := e.local(c).Status(c.Context)
+	if localErr == nil {
+		s.Host = local
+	}
+	api, err := e.connect(c)
+	if err == nil {
+		defer api.Close()
+		s.Fleet, err = fleetStatus(c, api)
+	}
+	switch {
+	case s.Host == nil && isNoCredential(err):
+		return localErr
+	case s.Host == nil && s.Fleet == nil && err != nil:
+		return err
+	}
+	var names []string
+	if s.Host != nil {
+		names = append(names, string(s.Host.InstanceId))
+	}
+	printErr := e.print(c, result{value: s, names: names, table: func(w io.Writer) { e.statusText(w, s) }})
+	if printErr != nil || isNoCredential(err) {
+		return printErr
+	}
+	return err
+}
+
+// fleetStatus asks for the fleet's status. Without a quorum it gives both the
+// error and what one host of it knows.
+func fleetStatus(c *cli.Context, api *client.Client) (*fleet.GetStatusResult, error) {
+	s := new(fleet.GetStatusResult)
+	err := api.Call(c.Context, "GetStatus", fleet.GetStatusRequest{}, s)
+	if fleet.KindOf(err) == fleet.NoQuorum && api.CallStale(c.Context, "GetStatus", fleet.GetStatusRequest{}, s) == nil {
+		return s, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (e *env) statusText(w io.Writer, s statusResult) {
+	if h := s.Host; h != nil {
+		heard := "never"
+		if h.HeartbeatAge >= 0 {
+			heard = short(time.Duration(h.HeartbeatAge*float64(time.Second))) + " ago"
+		}
+		quorum := "not reached; last answer " + heard
+		if h.QuorumReachable {
+			quorum = "reached, last answer " + heard
+		}
+		candidate := h.Candidate
+		properties(w, "host", h.Name+"  "+string(h.InstanceId), "fleet", h.FleetName+"  "+string(h.FleetId), "role", h.Role, "address", h.Address,
+			"quorum", quorum, "ring", fmt.Sprintf("%d alive", h.RingAlive), "running", fmt.Sprint(h.OpenInvocations),
+			"data", h.DataDir, "version", h.Version, "fingerprint", candidate)
+		e.warningLines(w, e.outTTY, h.Warnings)
+	}
+	if s.Host != nil && s.Fleet != nil {
+		fmt.Fprintln(w)
+	}
+	if f := s.Fleet; f != nil {
+		var by []string
+		for _, state := range []string{fleet.PingOnline, fleet.PingConnectionLost, fleet.PingUnknown} {
+			if n := f.PingStatus[state]; n > 0 {
+				by = append(by, fmt.Sprintf("%d %s", n, state))
+			}
+		}
+		nodes := fmt.Sprint(f.Nodes)
+		if len(by) > 0 {
+			nodes += "  " + strings.Join(by, ", ")
+		}
+		properties(w, "fleet", f.Name+"  "+string(f.FleetId), "nodes", nodes,
+			"quorum", fmt.Sprintf("%d of %d voters answer, %d sign a ticket", f.Reachable, f.Voters, f.Threshold),
+			"leader", firstOf(f.LeaderName, string(f.Leader), "none"), "commands", fmt.Sprintf("%d running", f.OpenCommands),
+			"trust", fmt.Sprintf("version %d", f.TrustVersion))
+		var warnings []fleet.Warning
+		for _, warning := range f.Warnings {
+			if s.Host == nil || !contains(s.Host.Warnings, warning) {
+				warnings = append(warnings, warning)
+			}
+		}
+		e.warningLines(w, e.outTTY, warnings)
+	}
+}
+
+func contains(all []fleet.Warning, w fleet.Warning) bool {
+	for _, other := range all {
+		if other == w {
+			return true
+		}
+	}
+	return false
+}
