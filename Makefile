@@ -13,7 +13,7 @@ BENCH_PACKAGES ?= ./node
 
 # The linter's version is part of the source: another one finds other things.
 LINT_VERSION := v2.15.0
-LINT         ?= $(TOOLS)/golangci-lint-$(LINT_VERSION)
+GOLANGCI     ?= $(TOOLS)/golangci-lint-$(LINT_VERSION)
 
 # One static binary; the same source gives the same bytes in any directory.
 export CGO_ENABLED ?= 0
@@ -55,8 +55,8 @@ bench: ## the figures of docs/performance.md
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m $(BENCH_PACKAGES)
 
 .PHONY: lint
-lint: $(LINT) ## golangci-lint, pinned; installed into bin/tools when absent
-	$(LINT) run ./...
+lint: $(GOLANGCI) ## golangci-lint, pinned; installed into bin/tools when absent
+	$(GOLANGCI) run ./...
 
 $(TOOLS)/golangci-lint-$(LINT_VERSION):
 	@mkdir -p $(TOOLS)

@@ -85,7 +85,8 @@ func (n *Node) startMember() error {
 		Deliver: func(ctx context.Context, node fleet.NodeID, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
 			return rpc.Call[rpc.DeliverRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodDeliver, req)
 		},
-		Keep: func(b []byte) error { _, err := n.blobs.Put(b); return err },
+		// The host that made it keeps its own copy, on disk: this one may be lost.
+		Keep: func(b []byte) error { _, err := n.blobs.Cache(b); return err },
 		Now:  n.cfg.Now, Logger: n.log.With("component", "dispatch"),
 	})
 	m.api = api.NewServer(api.Config{
@@ -246,21 +247,30 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	return resp, nil
 }
 
-// maxView is how many rows one heartbeat answer carries; the next brings more.
-const maxView = 1000
+// maxView bounds the rows that one heartbeat answer carries, maxViewBytes their
+// text; the next answer brings more.
+const (
+	maxView      = 1000
+	maxViewBytes = 1 << 20
+)
 
 // viewSince lists the rows that changed after an index, oldest change first.
 func viewSince(nodes []*fleet.Node, since uint64) (rows []rpc.ViewRow, index uint64, full bool) {
 	sortByIndex(nodes)
 	index = since
+	size := 0
 	for _, row := range nodes {
 		if row.Index <= since {
 			continue
 		}
 		// Rows changed by one entry must travel together: the next answer
 		// begins after the index of the last.
-		if len(rows) >= maxView && row.Index != index {
+		if (len(rows) >= maxView || size >= maxViewBytes) && row.Index != index {
 			break
+		}
+		size += len(row.ID) + len(row.Name) + len(row.Address)
+		for k, v := range row.Labels {
+			size += len(k) + len(v)
 		}
 		rows = append(rows, rpc.ViewRow{ID: row.ID, Name: row.Name, Labels: row.Labels, Address: row.Address})
 		index = row.Index

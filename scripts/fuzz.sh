@@ -23,7 +23,7 @@ n=0
 while read -r package target; do
 	n=$((n + 1))
 	echo "fuzz: [$n/$count] $package $target"
-	if ! "$go" test "$package" -run '^$' -fuzz "^${target}\$" -fuzztime "$fuzztime"; then
+	if ! "$go" test "$package" -run '^$' -fuzz "^${target}\$" -fuzztime "$fuzztime" -fuzzminimizetime 10x; then
 		failed+=("$package $target")
 	fi
 done <<<"$targets"

@@ -9,7 +9,8 @@ import (
 	"fleet/raftfsm/state"
 )
 
-func describeActivations(_ context.Context, c *call, store *state.Store, req *ssm.DescribeActivationsRequest) (*ssm.DescribeActivationsResult, error) {
+func describeActivations(_ context.Context, c *call, store *state.Store,
+	req *ssm.DescribeActivationsRequest) (*ssm.DescribeActivationsResult, error) {
 	size, err := pageSize(req.MaxResults, 1, 50)
 	if err != nil {
 		return nil, err

@@ -128,7 +128,8 @@ func commandFilter(filters []ssm.CommandFilter, stages bool) (func(cmd *fleet.Co
 		case f.Key == "InvokedAfter" || f.Key == "InvokedBefore":
 			at, err := time.Parse(timeLayoutInput, value)
 			if err != nil {
-				return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterValue, "%s %.40q is not a time like 2026-07-07T00:00:00Z", f.Key, value)
+				return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterValue,
+					"%s %.40q is not a time like 2026-07-07T00:00:00Z", f.Key, value)
 			}
 			limit, after := at.UnixNano(), f.Key == "InvokedAfter"
 			all = append(all, func(cmd *fleet.Command, _ string) bool {
@@ -140,7 +141,8 @@ func commandFilter(filters []ssm.CommandFilter, stages bool) (func(cmd *fleet.Co
 			all = append(all, func(cmd *fleet.Command, _ string) bool { return cmd.DocumentName == value })
 		case f.Key == "ExecutionStage" && stages:
 			if value != stageExecuting && value != stageComplete {
-				return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterValue, "ExecutionStage is %s or %s, not %.40q", stageExecuting, stageComplete, value)
+				return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterValue, "ExecutionStage is %s or %s, not %.40q",
+					stageExecuting, stageComplete, value)
 			}
 			all = append(all, func(cmd *fleet.Command, _ string) bool { return cmd.Open() == (value == stageExecuting) })
 		default:
@@ -179,7 +181,8 @@ func parsePosition(token string) (*position, error) {
 	return &position{fleet.CommandID(command), uint32(n)}, nil
 }
 
-func listCommandInvocations(ctx context.Context, c *call, store *state.Store, req *ssm.ListCommandInvocationsRequest) (*ssm.ListCommandInvocationsResult, error) {
+func listCommandInvocations(ctx context.Context, c *call, store *state.Store,
+	req *ssm.ListCommandInvocationsRequest) (*ssm.ListCommandInvocationsResult, error) {
 	size, err := pageSize(req.MaxResults, 1, commandsPage)
 	if err != nil {
 		return nil, err
@@ -344,7 +347,8 @@ func (c *call) addPlugins(ctx context.Context, v *ssm.CommandInvocation, r row, 
 	}
 }
 
-func getCommandInvocation(ctx context.Context, c *call, store *state.Store, req *ssm.GetCommandInvocationRequest) (*ssm.GetCommandInvocationResult, error) {
+func getCommandInvocation(ctx context.Context, c *call, store *state.Store,
+	req *ssm.GetCommandInvocationRequest) (*ssm.GetCommandInvocationResult, error) {
 	r, err := findInvocation(store, req.CommandId, req.InstanceId)
 	if err != nil {
 		return nil, err

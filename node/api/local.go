@@ -51,7 +51,8 @@ func ListenLocal(path string) (net.Listener, error) {
 	case err != nil:
 		return nil, fmt.Errorf("local socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return nil, fleet.Errorf(fleet.Conflict, "the local socket %s: a file of another kind is there", path).WithHint("name another path: --socket PATH")
+		return nil, fleet.Errorf(fleet.Conflict, "the local socket %s: a file of another kind is there", path).
+			WithHint("name another path: --socket PATH")
 	default:
 		if answers(path) {
 			return nil, fleet.Errorf(fleet.Conflict, "the local socket %s answers: an agent runs already", path).

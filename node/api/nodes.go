@@ -84,7 +84,8 @@ func (s *said) view(n *fleet.Node) fleet.NodeView {
 
 func nodeKey(n *fleet.Node) string { return string(n.ID) }
 
-func describeNodes(ctx context.Context, c *call, store *state.Store, req *fleet.DescribeNodesRequest) (*fleet.DescribeNodesResult, error) {
+func describeNodes(ctx context.Context, c *call, store *state.Store,
+	req *fleet.DescribeNodesRequest) (*fleet.DescribeNodesResult, error) {
 	size, err := pageSize(req.MaxResults, 1, maxNodesPage)
 	if err != nil {
 		return nil, err
@@ -130,7 +131,8 @@ func namedNodes(store *state.Store, names []string) ([]*fleet.Node, error) {
 		return store.Nodes(), nil
 	}
 	if len(names) > maxNodeFilter {
-		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "%d names are over the limit of %d", len(names), maxNodeFilter)
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "%d names are over the limit of %d",
+			len(names), maxNodeFilter)
 	}
 	found := map[fleet.NodeID]*fleet.Node{}
 	for _, name := range names {
@@ -163,7 +165,8 @@ func hasLabels(n *fleet.Node, filters []fleet.LabelFilter) bool {
 	return true
 }
 
-func describeInstanceInformation(ctx context.Context, c *call, store *state.Store, req *ssm.DescribeInstanceInformationRequest) (*ssm.DescribeInstanceInformationResult, error) {
+func describeInstanceInformation(ctx context.Context, c *call, store *state.Store,
+	req *ssm.DescribeInstanceInformationRequest) (*ssm.DescribeInstanceInformationResult, error) {
 	size, err := pageSize(req.MaxResults, 5, 50)
 	if err != nil {
 		return nil, err
@@ -174,7 +177,8 @@ func describeInstanceInformation(ctx context.Context, c *call, store *state.Stor
 	}
 	for _, f := range filters {
 		if len(f.Values) == 0 || len(f.Values) > 100 {
-			return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidInstanceInformationFilterValue, "a filter has 1 to 100 values, %.80q has %d", f.Key, len(f.Values))
+			return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidInstanceInformationFilterValue,
+				"a filter has 1 to 100 values, %.80q has %d", f.Key, len(f.Values))
 		}
 	}
 	s, err := c.ask(ctx)
@@ -199,11 +203,11 @@ func describeInstanceInformation(ctx context.Context, c *call, store *state.Stor
 	if err != nil {
 		return nil, err
 	}
-	result := &ssm.DescribeInstanceInformationResult{InstanceInformationList: make([]ssm.InstanceInformation, 0, len(page)), NextToken: next}
+	list := make([]ssm.InstanceInformation, 0, len(page))
 	for _, n := range page {
-		result.InstanceInformationList = append(result.InstanceInformationList, s.information(n))
+		list = append(list, s.information(n))
 	}
-	return result, nil
+	return &ssm.DescribeInstanceInformationResult{InstanceInformationList: list, NextToken: next}, nil
 }
 
 // information is a node in SSM's shape, which has no word for "not heard of
@@ -251,9 +255,11 @@ func (s *said) matches(n *fleet.Node, f ssm.InstanceInformationStringFilter) (bo
 	return false, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterKey, "nodes are not filtered by %.80q", f.Key)
 }
 
-func listTagsForResource(_ context.Context, _ *call, store *state.Store, req *ssm.ListTagsForResourceRequest) (*ssm.ListTagsForResourceResult, error) {
+func listTagsForResource(_ context.Context, _ *call, store *state.Store,
+	req *ssm.ListTagsForResourceRequest) (*ssm.ListTagsForResourceResult, error) {
 	if req.ResourceType != ssm.ResourceManagedInstance {
-		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidResourceType, "the resource type %.80q has no tags here; %s has", req.ResourceType, ssm.ResourceManagedInstance)
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidResourceType, "the resource type %.80q has no tags here; %s has",
+			req.ResourceType, ssm.ResourceManagedInstance)
 	}
 	id, err := fleet.ParseNodeID(req.ResourceId)
 	if err != nil {

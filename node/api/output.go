@@ -71,7 +71,8 @@ func (c *call) head(ctx context.Context, host fleet.NodeID, s *runcmd.StreamDeta
 
 // streamText is the first limit characters of a stream as text, and whether
 // there is more.
-func (c *call) streamText(ctx context.Context, host fleet.NodeID, s *runcmd.StreamDetail, limit int) (text string, more bool, err error) {
+func (c *call) streamText(ctx context.Context, host fleet.NodeID, s *runcmd.StreamDetail,
+	limit int) (text string, more bool, err error) {
 	b, err := c.head(ctx, host, s, limit*utf8.UTFMax)
 	if err != nil {
 		return "", false, err

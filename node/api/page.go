@@ -37,7 +37,8 @@ func pageSize(asked, least, most int) (int, error) {
 		return most, nil
 	}
 	if asked < least || asked > most {
-		return 0, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "MaxResults %d is not between %d and %d", asked, least, most)
+		return 0, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "MaxResults %d is not between %d and %d",
+			asked, least, most)
 	}
 	return asked, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"time"
 
 	"fleet/node/api/client"
@@ -18,7 +19,12 @@ import (
 // prove runs the preamble: it reads the operator's proof, checks it against
 // the operator's row and answers. The connection stays open only if it returns
 // no error.
-func (s *Server) prove(ctx context.Context, conn net.Conn) (caller, error) {
+func (s *Server) prove(ctx context.Context, conn net.Conn) (_ caller, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	// Real time, as the connection counts it; Now is the fleet's clock.
 	if err := conn.SetDeadline(time.Now().Add(preambleTimeout)); err != nil {
 		return caller{}, fmt.Errorf("set deadline: %w", err)

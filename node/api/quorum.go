@@ -11,7 +11,8 @@ import (
 	"fleet/raftfsm/state"
 )
 
-func describeQuorum(ctx context.Context, c *call, store *state.Store, _ *fleet.DescribeQuorumRequest) (*fleet.DescribeQuorumResult, error) {
+func describeQuorum(ctx context.Context, c *call, store *state.Store,
+	_ *fleet.DescribeQuorumRequest) (*fleet.DescribeQuorumResult, error) {
 	view, err := c.cfg.Control.Quorum(ctx)
 	if err != nil {
 		return nil, err
@@ -55,7 +56,8 @@ func getTrust(ctx context.Context, c *call, store *state.Store, _ *fleet.GetTrus
 	return &fleet.GetTrustResult{Trust: trust.Raw(), RootCertificate: store.Fleet().RootCertificate, Eligible: eligible}, nil
 }
 
-func getCandidate(ctx context.Context, c *call, store *state.Store, req *fleet.GetCandidateRequest) (*fleet.GetCandidateResult, error) {
+func getCandidate(ctx context.Context, c *call, store *state.Store,
+	req *fleet.GetCandidateRequest) (*fleet.GetCandidateResult, error) {
 	id, err := parseInstance(store, string(req.InstanceId))
 	if err != nil {
 		return nil, err
@@ -123,8 +125,9 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 	}
 	if r.Reachable < r.Voters && r.Reachable == r.Voters/2+1 {
 		all = append(all, fleet.Warning{
-			Code: "NoSpareVoter", Message: fmt.Sprintf("%d of %d voters answer: one less and nothing can be decided", r.Reachable, r.Voters),
-			Remedy: "bring the other voters back",
+			Code:    "NoSpareVoter",
+			Message: fmt.Sprintf("%d of %d voters answer: one less and nothing can be decided", r.Reachable, r.Voters),
+			Remedy:  "bring the other voters back",
 		})
 	}
 	known := map[string]bool{} // what the host that answers has said itself

@@ -170,7 +170,8 @@ func mutate(ctx context.Context, c *call) error {
 		return err
 	}
 	if p.Operator != c.caller.operator {
-		return fleet.Errorf(fleet.Unauthenticated, "the request is signed by %q on a connection of %q", p.Operator, c.caller.operator)
+		return fleet.Errorf(fleet.Unauthenticated, "the request is signed by %q on a connection of %q",
+			p.Operator, c.caller.operator)
 	}
 	answer, err := c.cfg.Control.Mutate(ctx, c.op.Name, c.body, proof)
 	if err != nil {
@@ -180,7 +181,7 @@ func mutate(ctx context.Context, c *call) error {
 }
 
 // read makes a handler of a function from a state and a request to a result.
-func read[Req, Resp any](f func(ctx context.Context, c *call, store *state.Store, req *Req) (*Resp, error)) func(context.Context, *call) error {
+func read[Req, Resp any](f func(context.Context, *call, *state.Store, *Req) (*Resp, error)) func(context.Context, *call) error {
 	return func(ctx context.Context, c *call) error {
 		req, err := decode[Req](c.body)
 		if err != nil {

@@ -179,8 +179,10 @@ func (w *watcher) addOutput(ctx context.Context, e *fleet.InvocationEvent, r row
 	if detail == nil {
 		return
 	}
-	if e.Stdout, err = w.together(ctx, r.node(), detail, func(s *runcmd.StepDetail) *runcmd.StreamDetail { return &s.Stdout }); err == nil {
-		e.Stderr, err = w.together(ctx, r.node(), detail, func(s *runcmd.StepDetail) *runcmd.StreamDetail { return &s.Stderr })
+	stdout := func(s *runcmd.StepDetail) *runcmd.StreamDetail { return &s.Stdout }
+	stderr := func(s *runcmd.StepDetail) *runcmd.StreamDetail { return &s.Stderr }
+	if e.Stdout, err = w.together(ctx, r.node(), detail, stdout); err == nil {
+		e.Stderr, err = w.together(ctx, r.node(), detail, stderr)
 	}
 	if err != nil {
 		e.OutputError = outputError(err)
@@ -188,7 +190,8 @@ func (w *watcher) addOutput(ctx context.Context, e *fleet.InvocationEvent, r row
 }
 
 // together joins one stream of all steps, in their order.
-func (w *watcher) together(ctx context.Context, host fleet.NodeID, d *runcmd.Detail, pick func(*runcmd.StepDetail) *runcmd.StreamDetail) (fleet.OutputText, error) {
+func (w *watcher) together(ctx context.Context, host fleet.NodeID, d *runcmd.Detail,
+	pick func(*runcmd.StepDetail) *runcmd.StreamDetail) (fleet.OutputText, error) {
 	var out fleet.OutputText
 	var b []byte
 	for i := range d.Steps {

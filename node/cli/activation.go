@@ -37,10 +37,12 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags([]cli.Flag{
 					&cli.IntFlag{Name: "limit", Value: 1, Usage: "`N` hosts may join with it, 1 to 1000"},
 					&cli.StringFlag{Name: "expires", Value: "24h", Usage: "it ends after `DURATION`, at most 30d"},
-					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "each host gets the label `KEY=VALUE`; may be repeated"},
+					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
+						Usage: "each host gets the label `KEY=VALUE`; may be repeated"},
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of a host that gives none"},
 					&cli.StringFlag{Name: "description", Usage: "`TEXT` that is kept with it"},
-					&cli.StringSliceFlag{Name: "address", Usage: "`IP:PORT` that joining hosts should ask, instead of the quorum's; may be repeated"},
+					&cli.StringSliceFlag{Name: "address",
+						Usage: "`IP:PORT` that joining hosts should ask, instead of the quorum's; may be repeated"},
 					&cli.StringFlag{Name: "token-file", Usage: "write the token to the new `FILE` instead of the standard output"},
 				}, outputFlag(), clientFlags(), timeoutFlag()),
 			}, 0, 0, e.activationCreate),
@@ -53,7 +55,8 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
 			}, 0, 0, e.activationLs),
 			leaf(&cli.Command{
-				Name: "rm", Aliases: []string{"delete"}, ArgsUsage: "ACTIVATION...", Usage: "end activations; hosts that joined with them stay",
+				Name: "rm", Aliases: []string{"delete"}, ArgsUsage: "ACTIVATION...",
+				Usage: "end activations; hosts that joined with them stay",
 				Description: `Example:
   fleet activation rm 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
 
@@ -203,7 +206,8 @@ func (e *env) printActivation(c *cli.Context, created ssm.CreateActivationResult
 	return e.print(c, result{value: r, names: []string{r.ActivationId}, table: func(w io.Writer) {
 		if path == "" {
 			fmt.Fprintln(w, r.Token)
-			fmt.Fprintf(e.err, "activation %s; the token is not shown again. On the host:\n  FLEET_TOKEN=... fleet join --foreground\n", r.ActivationId)
+			fmt.Fprintf(e.err, "activation %s; the token is not shown again. On the host:\n"+
+				"  FLEET_TOKEN=... fleet join --foreground\n", r.ActivationId)
 			return
 		}
 		fmt.Fprintln(w, r.ActivationId)

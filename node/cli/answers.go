@@ -72,7 +72,8 @@ func (a *answers) folds() []fold {
 	byAnswer := map[string]*fold{}
 	var all []*fold
 	for id, i := range a.final {
-		key := fmt.Sprintf("%s\x00%d\x00%s\x00%q\x00%q", i.StatusDetails, i.ResponseCode, i.OutputError, streamKey(i.Stdout), streamKey(i.Stderr))
+		key := fmt.Sprintf("%s\x00%d\x00%s\x00%q\x00%q",
+			i.StatusDetails, i.ResponseCode, i.OutputError, streamKey(i.Stdout), streamKey(i.Stderr))
 		f := byAnswer[key]
 		if f == nil {
 			f = &fold{example: i}
@@ -193,7 +194,7 @@ func (a *answers) totals() string {
 var remedies = map[string]string{
 	"Failed":            "read the output above, or fleet command output %s NODE --stderr",
 	"ExecutionTimedOut": "it was killed at its time limit: raise --timeout, or see what hangs",
-	"DeliveryTimedOut":  "it was not reached in time and will not start it: fleet node show NODE, then run again; --deliver-within waits longer",
+	"DeliveryTimedOut":  "it was not reached in time and will not start it: fleet node show NODE, then run again (--deliver-within)",
 	"Undeliverable":     "it refused to start it, for the reason given; nothing ran there",
 	"Interrupted":       "the host stopped in the middle; it is not run again by itself: look there, then run again",
 	"Cancelled":         "it was cancelled",

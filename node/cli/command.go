@@ -27,7 +27,8 @@ func (e *env) commandCommand() *cli.Command {
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), []cli.Flag{
 					&cli.IntFlag{Name: "limit", Value: 20, Usage: "at most `N` commands"},
-					&cli.StringFlag{Name: "status", Usage: "only commands that are `STATUS`: Pending, InProgress, Success, Failed, TimedOut, Cancelled"},
+					&cli.StringFlag{Name: "status",
+						Usage: "only commands that are `STATUS`: Pending, InProgress, Success, Failed, TimedOut, Cancelled"},
 					&cli.StringFlag{Name: "node", Usage: "only commands that `NODE`, a name or an ID, is a target of"},
 				}, staleFlag(), clientFlags(), timeoutFlag()),
 			}, 0, 0, e.commandLs),
@@ -181,10 +182,13 @@ func commandText(w io.Writer, d *commandDetail) {
 	cmd := d.Command
 	properties(w, "command", cmd.CommandId, "document", cmd.DocumentName+" "+cmd.DocumentVersion, "what", what(cmd),
 		"requested", date(fleet.Instant(cmd.RequestedDateTime)), "status", statusText(cmd.Status, cmd.StatusDetails),
-		"targets", fmt.Sprintf("%d, %d done, %d with errors, %d not reached in time", cmd.TargetCount, cmd.CompletedCount, cmd.ErrorCount, cmd.DeliveryTimedOutCount),
+		"targets", fmt.Sprintf("%d, %d done, %d with errors, %d not reached in time", cmd.TargetCount, cmd.CompletedCount,
+			cmd.ErrorCount, cmd.DeliveryTimedOutCount),
 		"expires", date(fleet.Instant(cmd.ExpiresAfter)))
 	fmt.Fprintln(w)
-	slices.SortFunc(d.CommandInvocations, func(a, b ssm.CommandInvocation) int { return naturalCompare(a.InstanceName, b.InstanceName) })
+	slices.SortFunc(d.CommandInvocations, func(a, b ssm.CommandInvocation) int {
+		return naturalCompare(a.InstanceName, b.InstanceName)
+	})
 	t := newTable("NAME", "ID", "STATUS", "WHY")
 	for _, i := range d.CommandInvocations {
 		t.add(i.InstanceName, i.InstanceId, statusText(i.Status, i.StatusDetails), i.TraceOutput)

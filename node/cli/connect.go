@@ -24,7 +24,8 @@ func clientFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "credential", Usage: "`FILE` with the operator's key (FLEET_CREDENTIAL)"},
 		&cli.StringFlag{Name: "context", Usage: "`NAME` of the fleet, of several credentials in ~/.config/fleet (FLEET_CONTEXT)"},
-		&cli.StringSliceFlag{Name: "connect", Usage: "`IP:PORT` of a quorum host to ask, instead of those in the credential; may be repeated (FLEET_ADDRESS)"},
+		&cli.StringSliceFlag{Name: "connect",
+			Usage: "`IP:PORT` of a quorum host to ask, instead of those in the credential; may be repeated (FLEET_ADDRESS)"},
 	}
 }
 
@@ -34,7 +35,8 @@ func timeoutFlag() []cli.Flag {
 }
 
 func staleFlag() []cli.Flag {
-	return []cli.Flag{&cli.BoolFlag{Name: "stale", Usage: "answer from the memory of the host that is asked, also without a quorum"}}
+	return []cli.Flag{&cli.BoolFlag{Name: "stale",
+		Usage: "answer from the memory of the host that is asked, also without a quorum"}}
 }
 
 func socketFlag() []cli.Flag {
@@ -85,7 +87,8 @@ func (e *env) nameFleet(c *cli.Context, err error) error {
 	if localErr != nil || fleet.CheckName(status.FleetName) != nil {
 		return err
 	}
-	named := fleet.Errorf(fleet.Unauthenticated, "no operator credential for %s in %s", status.FleetName, e.credentialDir()).WithHint("%s", fleet.HintOf(err))
+	named := fleet.Errorf(fleet.Unauthenticated, "no operator credential for %s in %s", status.FleetName, e.credentialDir()).
+		WithHint("%s", fleet.HintOf(err))
 	named.Err = hiddenError{errNoCredential}
 	return named
 }
@@ -136,7 +139,8 @@ func (e *env) credential(c *cli.Context) (_ identity.Credential, path string, _ 
 func (e *env) findCredential(context string) (string, error) {
 	none := func(format string, args ...any) error {
 		err := fleet.Errorf(fleet.Unauthenticated, format, args...).
-			WithHint("\"fleet init\" writes one; on another machine copy that file there, or name it: --credential FILE or FLEET_CREDENTIAL")
+			WithHint("\"fleet init\" writes one; on another machine copy that file there, or name it: " +
+				"--credential FILE or FLEET_CREDENTIAL")
 		err.Err = hiddenError{errNoCredential}
 		return err
 	}

@@ -29,7 +29,8 @@ func (e *env) writeHelp(tree, path []*cli.Command) {
 }
 
 func programHelp(w io.Writer, tree []*cli.Command) {
-	fmt.Fprint(w, "fleet: manage hosts from any of them; no server to install, no cloud to reach\n\nUsage: fleet COMMAND [ARGUMENTS] [FLAGS]\n")
+	fmt.Fprint(w, "fleet: manage hosts from any of them; no server to install, no cloud to reach\n\n"+
+		"Usage: fleet COMMAND [ARGUMENTS] [FLAGS]\n")
 	for _, category := range []string{categoryDaily, categoryHost, categoryNouns} {
 		fmt.Fprintf(w, "\n%s\n", category)
 		var rows [][2]string

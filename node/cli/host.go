@@ -28,7 +28,8 @@ func hostFlags() []cli.Flag {
 		&cli.StringFlag{Name: "data-dir", Usage: "`DIR` with keys, journal and replicated state (default /var/lib/fleet)"},
 		&cli.StringFlag{Name: "listen", Usage: "`ADDRESS:PORT` of the one port, TCP and UDP (default :7790)"},
 		&cli.StringFlag{Name: "advertise", Usage: "`IP:PORT` where the other hosts reach this one (default: found from the route)"},
-		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the local socket (default /run/fleet/fleet.sock, or in the data directory if that is not the default)"},
+		&cli.StringFlag{Name: "socket",
+			Usage: "`PATH` of the local socket (default /run/fleet/fleet.sock, or in the data directory if that is not the default)"},
 		&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error (default info)"},
 		&cli.StringFlag{Name: "log-format", Usage: "text or json (default text)"},
 	}
@@ -201,7 +202,8 @@ func nextStep(cfg *config.Config) string {
 func agentHint(c *cli.Context, cfg *config.Config) string {
 	words := []string{"fleet", "agent"}
 	for _, f := range [][2]string{
-		{"config", c.String("config")}, {"data-dir", cfg.DataDir}, {"listen", cfg.Listen}, {"advertise", cfg.Advertise}, {"socket", cfg.Socket},
+		{"config", c.String("config")}, {"data-dir", cfg.DataDir}, {"listen", cfg.Listen}, {"advertise", cfg.Advertise},
+		{"socket", cfg.Socket},
 	} {
 		if c.IsSet(f[0]) {
 			words = append(words, "--"+f[0], f[1])

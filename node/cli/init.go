@@ -26,7 +26,8 @@ Exit codes: 0 done, 1 it failed, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the fleet"},
 			&cli.StringFlag{Name: "root-key", Usage: "write the root key to the new `FILE`, outside the data directory"},
-			&cli.BoolFlag{Name: "passphrase", Usage: "protect the root key; asked for, or read from the file that FLEET_ROOT_PASSPHRASE_FILE names"},
+			&cli.BoolFlag{Name: "passphrase",
+				Usage: "protect the root key; asked for, or read from the file that FLEET_ROOT_PASSPHRASE_FILE names"},
 			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this host (default: the system's host name)"},
 			&cli.StringFlag{Name: "operator", Usage: "`NAME` of the first operator (default: user@host)"},
 			&cli.StringFlag{Name: "credential", Usage: "write the operator's key to the new `FILE` (default ~/.config/fleet/NAME)"},
@@ -120,7 +121,8 @@ func (e *env) describeInit(c *cli.Context, cfg *config.Config, opts *enrol.InitO
 	if c.Bool("enroll-only") {
 		fmt.Fprintf(e.out, "start it    %s\n", agentHint(c, cfg))
 	}
-	fmt.Fprintf(e.out, "%s     one voter: when %s stops, nothing can be decided. Next: fleet quorum add\n", e.paint(e.outTTY, yellow, "WARNING"), r.NodeName)
+	fmt.Fprintf(e.out, "%s     one voter: when %s stops, nothing can be decided. Next: fleet quorum add\n",
+		e.paint(e.outTTY, yellow, "WARNING"), r.NodeName)
 }
 
 // tilde writes paths below the home directory as people do.

@@ -25,7 +25,8 @@ Example:
 
 Exit codes: 0 done, 1 it failed, 4 not allowed, 64 usage`,
 		Flags: flags([]cli.Flag{
-			&cli.StringFlag{Name: "token-file", Usage: "`FILE` with the token that \"fleet activation create\" made; - is the standard input"},
+			&cli.StringFlag{Name: "token-file",
+				Usage: "`FILE` with the token that \"fleet activation create\" made; - is the standard input"},
 			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this host (default: the system's host name)"},
 		}, enrolFlags(), hostFlags()),
 	}, 0, -1, e.join)
@@ -34,7 +35,8 @@ Exit codes: 0 done, 1 it failed, 4 not allowed, 64 usage`,
 func (e *env) join(c *cli.Context) error {
 	if c.Args().Present() {
 		// Whatever it is, it is not repeated: it may be a token.
-		return usagef("fleet join takes no argument; a token does not belong on the command line, where every user of this host sees it").
+		return usagef("fleet join takes no argument; a token does not belong on the command line, " +
+			"where every user of this host sees it").
 			withHint("--token-file FILE or FLEET_TOKEN; make a new activation if the token was typed here")
 	}
 	if err := checkService(c); err != nil {

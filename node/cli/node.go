@@ -30,7 +30,8 @@ Examples:
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), labelFlag(), []cli.Flag{
-					&cli.StringFlag{Name: "status", Usage: "only hosts that are `STATUS`: Online, ConnectionLost, Unknown; several with commas"},
+					&cli.StringFlag{Name: "status",
+						Usage: "only hosts that are `STATUS`: Online, ConnectionLost, Unknown; several with commas"},
 				}, staleFlag(), socketFlag(), clientFlags(), timeoutFlag()),
 			}, 0, -1, e.nodeLs),
 			leaf(&cli.Command{
@@ -58,7 +59,8 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 }
 
 func labelFlag() []cli.Flag {
-	return []cli.Flag{&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "only hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"}}
+	return []cli.Flag{&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
+		Usage: "only hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"}}
 }
 
 // labelFilters reads --label.
@@ -83,7 +85,8 @@ func (e *env) nodeLs(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	req := fleet.DescribeNodesRequest{Nodes: c.Args().Slice(), Labels: labels, PingStatus: splitCommas([]string{c.String("status")})}
+	req := fleet.DescribeNodesRequest{Nodes: c.Args().Slice(), Labels: labels,
+		PingStatus: splitCommas([]string{c.String("status")})}
 	for _, s := range req.PingStatus {
 		if s != fleet.PingOnline && s != fleet.PingConnectionLost && s != fleet.PingUnknown {
 			return usagef("--status %q is none of %s, %s, %s", s, fleet.PingOnline, fleet.PingConnectionLost, fleet.PingUnknown)
@@ -140,7 +143,8 @@ func (e *env) nodeTable(w io.Writer, nodes []fleet.NodeView) {
 	})
 	t := newTable("NAME", "ID", "ROLE", "STATUS", "HEARD", "ADDRESS", "VERSION", "LABELS")
 	for _, n := range nodes {
-		t.add(n.Name, string(n.InstanceId), roleText(n.Role, n.Leader), n.PingStatus, ago(e.now(), n.LastPing), n.Address, n.AgentVersion, labelText(n.Labels))
+		t.add(n.Name, string(n.InstanceId), roleText(n.Role, n.Leader), n.PingStatus, ago(e.now(), n.LastPing), n.Address,
+			n.AgentVersion, labelText(n.Labels))
 	}
 	t.write(w)
 	for _, n := range nodes {

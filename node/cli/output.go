@@ -24,7 +24,8 @@ const (
 
 // outputFlag is -o.
 func outputFlag() []cli.Flag {
-	return []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: formTable, Usage: "`FORM` of the result: table, json, yaml or name"}}
+	return []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: formTable,
+		Usage: "`FORM` of the result: table, json, yaml or name"}}
 }
 
 // result is what a command prints: the API's struct for programs, a table for

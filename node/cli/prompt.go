@@ -55,7 +55,8 @@ func (e *env) passphrase() ([]byte, error) {
 	}
 	b, err := e.secret("Passphrase of the root key: ")
 	if err != nil {
-		return nil, fleet.Errorf(fleet.Invalid, "the root key has a passphrase: %w", err).WithHint("put it into a file and name that in %s", PassphraseFile)
+		return nil, fleet.Errorf(fleet.Invalid, "the root key has a passphrase: %w", err).
+			WithHint("put it into a file and name that in %s", PassphraseFile)
 	}
 	return b, nil
 }
@@ -67,7 +68,8 @@ func (e *env) newPassphrase() ([]byte, error) {
 	}
 	first, err := e.secret("Passphrase for the root key: ")
 	if err != nil {
-		return nil, fleet.Errorf(fleet.Invalid, "--passphrase: %w", err).WithHint("put it into a file and name that in %s", PassphraseFile)
+		return nil, fleet.Errorf(fleet.Invalid, "--passphrase: %w", err).
+			WithHint("put it into a file and name that in %s", PassphraseFile)
 	}
 	again, err := e.secret("Again: ")
 	if err != nil {

@@ -75,7 +75,8 @@ func (e *env) printQuorum(c *cli.Context, api *client.Client) error {
 			if m.Reachable {
 				answers = "yes"
 			}
-			t.add(m.Name, string(m.InstanceId), roleText(m.Role, m.Leader), answers, fmt.Sprint(m.AppliedIndex), m.Address, m.Fingerprint)
+			t.add(m.Name, string(m.InstanceId), roleText(m.Role, m.Leader), answers, fmt.Sprint(m.AppliedIndex),
+				m.Address, m.Fingerprint)
 		}
 		t.write(w)
 		fmt.Fprintf(w, "\n%s to sign a ticket; trust version %d\n", count(q.Threshold, "voter"), q.TrustVersion)
@@ -125,7 +126,8 @@ func (e *env) quorumAdd(c *cli.Context) error {
 
 // planVoters fetches the requests of the named hosts and of those that an
 // earlier call left eligible, verifies them and decides who will vote.
-func planVoters(c *cli.Context, api *client.Client, file *identity.RootKeyFile, root fleet.PublicKey, named []string) (*enrol.VoterPlan, map[fleet.NodeID]string, error) {
+func planVoters(c *cli.Context, api *client.Client, file *identity.RootKeyFile, root fleet.PublicKey,
+	named []string) (*enrol.VoterPlan, map[fleet.NodeID]string, error) {
 	var current fleet.GetTrustResult
 	if err := api.Call(c.Context, "GetTrust", fleet.GetTrustRequest{}, &current); err != nil {
 		return nil, nil, err
@@ -137,7 +139,8 @@ func planVoters(c *cli.Context, api *client.Client, file *identity.RootKeyFile, 
 	// One more than committed was signed by a call that failed on its way; two
 	// more means that this quorum shows an old version.
 	if file.LastTrust > trust.Version+1 {
-		return nil, nil, fleet.Errorf(fleet.Conflict, "the fleet shows version %d of trust.json, this root key has signed version %d", trust.Version, file.LastTrust).
+		return nil, nil, fleet.Errorf(fleet.Conflict,
+			"the fleet shows version %d of trust.json, this root key has signed version %d", trust.Version, file.LastTrust).
 			WithHint("the host that answers may be old or not honest: ask another with --connect IP:PORT")
 	}
 	ids := slices.Clone(current.Eligible)

@@ -57,9 +57,11 @@ Exit codes: 0 all succeeded, 1 the request failed, 2 some hosts did not succeed,
 		Flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "run on every host"},
 			&cli.StringSliceFlag{Name: "node", Usage: "run on the host `NODE`, a name or an ID; several with commas or repeated"},
-			&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"}, Usage: "run on hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"},
+			&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
+				Usage: "run on hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"},
 			&cli.StringFlag{Name: "timeout", Usage: "kill it on a host after `DURATION` (default 1h)"},
-			&cli.StringFlag{Name: "deliver-within", Value: "60s", Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more"},
+			&cli.StringFlag{Name: "deliver-within", Value: "60s",
+				Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more"},
 			&cli.StringFlag{Name: "script", Usage: "run `FILE` instead of a command; - is the standard input"},
 			&cli.StringFlag{Name: "user", Usage: "run as `USER` of the host instead of root"},
 			&cli.StringFlag{Name: "comment", Usage: "`TEXT` that is kept with the command"},
@@ -110,7 +112,8 @@ func (e *env) run(c *cli.Context) error {
 		return err
 	}
 	if sent.Command.TargetCount == 0 {
-		return fleet.Errorf(fleet.NotFound, "no host matches: the command %s ran nowhere", sent.Command.CommandId).WithHint("see the labels: fleet node ls")
+		return fleet.Errorf(fleet.NotFound, "no host matches: the command %s ran nowhere", sent.Command.CommandId).
+			WithHint("see the labels: fleet node ls")
 	}
 	if c.Bool("detach") {
 		return e.print(c, result{value: sent, names: []string{sent.Command.CommandId}, table: func(w io.Writer) {

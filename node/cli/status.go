@@ -88,7 +88,8 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 			quorum = "reached, last answer " + heard
 		}
 		candidate := h.Candidate
-		properties(w, "host", h.Name+"  "+string(h.InstanceId), "fleet", h.FleetName+"  "+string(h.FleetId), "role", h.Role, "address", h.Address,
+		properties(w, "host", h.Name+"  "+string(h.InstanceId), "fleet", h.FleetName+"  "+string(h.FleetId), "role", h.Role,
+			"address", h.Address,
 			"quorum", quorum, "ring", fmt.Sprintf("%d alive", h.RingAlive), "running", fmt.Sprint(h.OpenInvocations),
 			"data", h.DataDir, "version", h.Version, "fingerprint", candidate)
 		e.warningLines(w, e.outTTY, h.Warnings)

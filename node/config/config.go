@@ -103,7 +103,8 @@ var settings = []setting{
 	{"advertise", "advertise", "FLEET_ADVERTISE", func(c *Config) *string { return &c.Advertise }, optional(checkAdvertise)},
 	{"data-dir", "data-dir", "FLEET_DATA_DIR", func(c *Config) *string { return &c.DataDir }, checkPath},
 	{"socket", "socket", "FLEET_SOCKET", func(c *Config) *string { return &c.Socket }, checkSocket},
-	{"log.level", "log-level", "FLEET_LOG_LEVEL", func(c *Config) *string { return &c.Log.Level }, oneOf("debug", "info", "warn", "error")},
+	{"log.level", "log-level", "FLEET_LOG_LEVEL", func(c *Config) *string { return &c.Log.Level },
+		oneOf("debug", "info", "warn", "error")},
 	{"log.format", "log-format", "FLEET_LOG_FORMAT", func(c *Config) *string { return &c.Log.Format }, oneOf("text", "json")},
 }
 
@@ -185,10 +186,12 @@ func (c *Config) merge(b []byte, name string) error {
 		err = errors.New("it is empty")
 	}
 	if err != nil {
-		return fleet.Errorf(fleet.Invalid, "configuration file %s: %s", name, strings.TrimSpace(yaml.FormatError(err, false, false)))
+		return fleet.Errorf(fleet.Invalid, "configuration file %s: %s", name,
+			strings.TrimSpace(yaml.FormatError(err, false, false)))
 	}
 	if c.Version != Version {
-		return fleet.Errorf(fleet.Invalid, "configuration file %s: version is %d, this program reads version %d", name, c.Version, Version).
+		return fleet.Errorf(fleet.Invalid, "configuration file %s: version is %d, this program reads version %d", name, c.Version,
+			Version).
 			WithHint("write \"version: %d\" in its first line", Version)
 	}
 	for _, set := range settings {

@@ -112,7 +112,7 @@ func (c *Control) route(ctx context.Context, operation string, body, proof []byt
 			err = fleet.Errorf(fleet.NotLeader, "no leader")
 		}
 		switch fleet.KindOf(err) {
-		case fleet.NotLeader, fleet.Unavailable:
+		case fleet.NotLeader, fleet.Unavailable, fleet.NoQuorum:
 			// The leader changed or is gone; nothing was decided by this try.
 		default:
 			return answer, err

@@ -46,6 +46,7 @@ const (
 	MaxNodes = 1000
 
 	joinsAtOnce  = 8
+	joinTries    = 5
 	readyTimeout = 2 * time.Minute
 	heartbeat    = 2 * time.Second
 )
@@ -234,9 +235,16 @@ func (f *Fleet) join(ctx context.Context, i int, token identity.JoinToken) error
 	if err != nil {
 		return err
 	}
-	_, err = enrol.Join(ctx, enrol.JoinOptions{
-		DataDir: f.dataDir(i), Token: token, NodeName: nodeName(i), Advertise: port.addr(), Now: time.Now,
-	})
+	for try := 1; ; try++ {
+		_, err = enrol.Join(ctx, enrol.JoinOptions{
+			DataDir: f.dataDir(i), Token: token, NodeName: nodeName(i), Advertise: port.addr(), Now: time.Now,
+		})
+		// Hundreds of nodes on one machine keep each other waiting; the same key
+		// joins as often as it must.
+		if kind := fleet.KindOf(err); err == nil || kind != fleet.Unavailable && kind != fleet.NoQuorum || try == joinTries {
+			break
+		}
+	}
 	if err != nil {
 		return errors.Join(err, port.close())
 	}

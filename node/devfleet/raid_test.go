@@ -12,6 +12,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,9 +60,11 @@ func (r *raid) places() []place {
 type verdict int
 
 const (
-	byRole   verdict = iota // refused for the role of the certificate, before the body is read
-	refused                 // understood and refused
-	harmless                // the holder's right; that nothing runs or changes is seen at the end
+	byRole          verdict = iota // refused for the role of the certificate, before the body is read
+	refused                        // understood and refused, by every host
+	refusedByMember                // by hosts of the quorum; others do not serve it
+	refusedByLeader                // by the leader; others do not serve it
+	harmless                       // the holder's right; that nothing runs or changes is seen at the end
 )
 
 // attack is a call of one method. try answers nil if the host did as it was
@@ -72,22 +75,40 @@ type attack struct {
 	try  func(ctx context.Context, r *raid, at place) error
 }
 
-// errTooMuch says that a call which is the caller's right gave more than that.
-var errTooMuch = errors.New("the answer gives more than the caller's right")
+var (
+	// errTooMuch says that a call which is the caller's right gave more than that.
+	errTooMuch = errors.New("the answer gives more than the caller's right")
+	// errNotTried says that the call would be no attack at this place.
+	errNotTried = errors.New("not tried")
+)
 
-// judge reports what is wrong with the outcome of an attack.
-func (v verdict) judge(err error) error {
-	switch kind := fleet.KindOf(err); {
+// judge reports what is wrong with the outcome of an attack. A host that does
+// not serve a method must say so: only a refusal of what was understood shows
+// that it would be refused where it matters.
+func (v verdict) judge(r *raid, at place, err error) error {
+	kind := fleet.KindOf(err)
+	serves := v == refused || v == refusedByMember && at.member || v == refusedByLeader && at.to.Node == r.Leader().ID()
+	switch {
 	case errors.Is(err, errTooMuch):
 		return err
-	case v == harmless:
+	case v == harmless, errors.Is(err, errNotTried):
 		return nil
 	case err == nil:
 		return errors.New("the host did it")
-	case v == byRole && kind != fleet.Denied:
-		return fmt.Errorf("not refused for the role: %w", err)
-	case kind == fleet.Other || kind == fleet.Unknown:
-		return fmt.Errorf("failed instead of being refused: %w", err)
+	case v == byRole:
+		if kind != fleet.Denied || !strings.Contains(err.Error(), "is not for a peer with the role "+r.as.String()) {
+			return fmt.Errorf("not refused for the role: %w", err)
+		}
+		return nil
+	case serves:
+		switch kind {
+		case fleet.Invalid, fleet.NotFound, fleet.Conflict, fleet.Denied, fleet.Unauthenticated:
+			return nil
+		}
+		return fmt.Errorf("failed (%s) instead of being refused: %w", kind, err)
+	}
+	if kind != fleet.Unavailable && kind != fleet.NotLeader {
+		return fmt.Errorf("served (%s) by a host that should not: %w", kind, err)
 	}
 	return nil
 }
@@ -101,7 +122,7 @@ func (r *raid) walk(t *testing.T, attacks map[string][]attack) {
 		}
 		for _, at := range r.places() {
 			for _, a := range attacks[m.Name] {
-				if err := a.want.judge(a.try(t.Context(), r, at)); err != nil {
+				if err := a.want.judge(r, at, a.try(t.Context(), r, at)); err != nil {
 					t.Errorf("%s, %s, at the %s identity of %s: %v", m.Name, a.name, at.to.Role, at.name, err)
 				}
 			}
@@ -144,9 +165,9 @@ func byAgent() map[string][]attack {
 	all := map[string][]attack{
 		rpc.MethodHeartbeat:     {{"its own", harmless, ask[rpc.HeartbeatRequest, rpc.HeartbeatResponse](rpc.MethodHeartbeat, always(rpc.HeartbeatRequest{Version: "x"}))}},
 		rpc.MethodReport:        reports(),
-		rpc.MethodPutBlob:       {{"of another digest", refused, putFalseBlob}},
+		rpc.MethodPutBlob:       {{"of another digest", refusedByMember, putFalseBlob}},
 		rpc.MethodRenew:         {{"its own", harmless, renewOwn}},
-		rpc.MethodChangeAddress: {{"of another host", refused, ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
+		rpc.MethodChangeAddress: {{"of another host", refusedByMember, ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
 	}
 	for method, attacks := range ofQuorum() {
 		all[method] = with(byRole, attacks)
@@ -369,7 +390,7 @@ func deliver(req func(r *raid, at place) (*rpc.DeliverRequest, error)) func(cont
 			return err
 		}
 		if q == nil {
-			return fleet.Errorf(fleet.Denied, "not sent")
+			return errNotTried
 		}
 		resp, err := rpc.Call[rpc.DeliverRequest, rpc.DeliverResponse](ctx, r.rpc, at.to, rpc.MethodDeliver, q)
 		if err == nil && resp.State == rpc.DeliverRefused {
@@ -437,7 +458,7 @@ func reports() []attack {
 		}},
 		{"that is no result", func(*raid) ([]byte, []byte) { return []byte("x"), nil }},
 	} {
-		all = append(all, attack{c.name, refused, ask[rpc.ReportRequest, rpc.ReportResponse](rpc.MethodReport,
+		all = append(all, attack{c.name, refusedByMember, ask[rpc.ReportRequest, rpc.ReportResponse](rpc.MethodReport,
 			func(r *raid, _ place) (*rpc.ReportRequest, error) {
 				result, detail := c.make(r)
 				return &rpc.ReportRequest{Result: result, Detail: detail}, nil
@@ -458,7 +479,7 @@ func forwardedReports() []attack {
 		{"for another, signed with the agent key", func(r *raid) fleet.NodeID { return r.honest.info.Node }, func(r *raid) identity.PrivateKey { return r.agent.Key }},
 		{"for another, in its own name", func(r *raid) fleet.NodeID { return r.info.Node }, func(r *raid) identity.PrivateKey { return r.agent.Key }},
 	} {
-		all = append(all, attack{c.name, refused, ask[rpc.ForwardReportRequest, rpc.ReportResponse](rpc.MethodForwardReport,
+		all = append(all, attack{c.name, refusedByLeader, ask[rpc.ForwardReportRequest, rpc.ReportResponse](rpc.MethodForwardReport,
 			func(r *raid, _ place) (*rpc.ForwardReportRequest, error) {
 				return &rpc.ForwardReportRequest{
 					Node: c.node(r), Report: rpc.ReportRequest{Result: ticket.SignResult(c.key(r), r.result(r.honest.info.Node))},
@@ -582,7 +603,7 @@ func installs() []attack {
 func forwards() []attack {
 	var all []attack
 	add := func(name string, make func(r *raid) (*rpc.ForwardRequest, error)) {
-		all = append(all, attack{name, refused, ask[rpc.ForwardRequest, rpc.ForwardResponse](rpc.MethodForward,
+		all = append(all, attack{name, refusedByLeader, ask[rpc.ForwardRequest, rpc.ForwardResponse](rpc.MethodForward,
 			func(r *raid, _ place) (*rpc.ForwardRequest, error) { return make(r) })})
 	}
 	forged := func(name, operation string, key func(r *raid) fleet.KeyID) {
@@ -650,7 +671,7 @@ func coSigns() []attack {
 		{"another attempt", func(req *rpc.CoSignRequest) { req.Attempt = 2 }},
 		{"a mint that does not exist", func(req *rpc.CoSignRequest) { req.Mint = 99 }},
 	} {
-		all = append(all, attack{c.name, refused, ask[rpc.CoSignRequest, rpc.CoSignResponse](rpc.MethodCoSign,
+		all = append(all, attack{c.name, refusedByMember, ask[rpc.CoSignRequest, rpc.CoSignResponse](rpc.MethodCoSign,
 			func(r *raid, _ place) (*rpc.CoSignRequest, error) {
 				t, err := ticket.Parse(r.order.signed.Ticket)
 				if err != nil {

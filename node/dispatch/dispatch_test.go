@@ -44,7 +44,6 @@ func TestDue(t *testing.T) {
 func TestCommand(t *testing.T) {
 	bubble(t, "", 3, func(t *testing.T, w *world) {
 		c := w.send(1)
-		d, _ := w.lead()
 		detail := []byte("what the steps printed")
 		w.host = func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
 			checkDelivery(t, w, c, n, req)
@@ -53,6 +52,7 @@ func TestCommand(t *testing.T) {
 			}
 			return accepts(n, req)
 		}
+		d, _ := w.lead()
 		time.Sleep(time.Second)
 		if got := w.states(c); got[fleet.InProgress] != 2 || got[fleet.Success] != 1 {
 			t.Errorf("states %v", got)
@@ -381,10 +381,12 @@ func TestRemint(t *testing.T) {
 		w.lead()
 		time.Sleep(2 * time.Minute) // the ticket has one signature
 		w.must(&entry.Trust{Stamp: time.Now().UnixNano(), Trust: trustJSON(t, 2, 3)})
-		w.host = func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
-			checkDelivery(t, w, c, n, req) // two are needed now
-			return accepts(n, req)
-		}
+		w.set(func() {
+			w.host = func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+				checkDelivery(t, w, c, n, req) // two signatures are needed now
+				return accepts(n, req)
+			}
+		})
 		time.Sleep(time.Minute)
 		if got := w.states(c); got[fleet.InProgress] != 3 {
 			t.Errorf("states %v", got)
@@ -589,7 +591,7 @@ func TestReport(t *testing.T) {
 				t.Errorf("%s: %d, %v; want kind %s", name, index, err, tc.kind)
 			}
 		}
-		w.keep = func([]byte) error { return errors.New("disk full") }
+		w.set(func() { w.keep = func([]byte) error { return errors.New("disk full") } })
 		detail := []byte("d")
 		r := w.result(c, 1, func(r *ticket.Result) { r.Detail, r.DetailSize = fleet.Sum(detail), 1 })
 		if _, err := d.Report(t.Context(), node(1), r, detail); fleet.KindOf(err) != fleet.Unavailable || w.state(c, 1) == fleet.Success {
@@ -598,12 +600,12 @@ func TestReport(t *testing.T) {
 	})
 	bubble(t, "the proposal fails", 1, func(t *testing.T, w *world) {
 		c := w.send(1)
-		d, _ := w.lead()
 		w.propose = func(entry.Body) error { return fleet.Errorf(fleet.Throttled, "too many proposals") }
+		d, _ := w.lead()
 		if _, err := d.Report(t.Context(), node(0), w.result(c, 0), nil); fleet.KindOf(err) != fleet.Throttled {
 			t.Errorf("got %v", err)
 		}
-		w.propose = nil
+		w.set(func() { w.propose = nil })
 		if _, err := d.Report(t.Context(), node(0), w.result(c, 0), nil); err != nil {
 			t.Errorf("again: %v", err)
 		}

@@ -46,12 +46,12 @@ type world struct {
 	t     testing.TB
 	hosts map[fleet.NodeID]int // number of each host, which is that of its key
 
-	// What the tests change before or while the dispatcher works.
+	mu sync.Mutex // guards what follows; set changes the functions
+
 	host    func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) // a host's answer to a delivery
 	propose func(entry.Body) error                                             // fails a proposal; nil: none fails
-	keep    func([]byte) error
+	keep    func([]byte) error                                                 // fails to keep details; nil: none fails
 
-	mu         sync.Mutex // guards what follows
 	fsm        *raftfsm.FSM
 	index      uint64
 	begin      time.Time
@@ -138,6 +138,13 @@ func trustJSON(t testing.TB, version uint32, voters int) []byte {
 
 func (w *world) store() *state.Store { return w.fsm.Store() }
 
+// set changes how the world answers while the dispatcher works.
+func (w *world) set(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
 func (w *world) now() time.Duration { return time.Since(w.begin) }
 
 // decide applies an entry, as the log would.
@@ -216,15 +223,16 @@ func (w *world) config() Config {
 			n := w.hosts[to]
 			w.mu.Lock()
 			w.deliveries = append(w.deliveries, delivery{w.now(), n, req})
+			host := w.host
 			w.mu.Unlock()
-			return w.host(n, req)
+			return host(n, req)
 		},
 		Keep: func(b []byte) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			if w.keep != nil {
 				return w.keep(b)
 			}
-			w.mu.Lock()
-			defer w.mu.Unlock()
 			w.kept = append(w.kept, b)
 			return nil
 		},

@@ -51,7 +51,7 @@ func quick(t *testing.T, c *Client) {
 
 // hang makes the call that is never answered.
 func hang(ctx context.Context, c *Client) error {
-	_, err := Call[CoSignRequest, CoSignResponse](ctx, c, atB, MethodCoSign, &CoSignRequest{Command: "00000000-0000-0000-0000-000000000000"})
+	_, err := Call[CoSignRequest, CoSignResponse](ctx, c, atB, MethodCoSign, &CoSignRequest{Command: noCommand})
 	return err
 }
 
@@ -85,8 +85,8 @@ func TestDeadlines(t *testing.T) {
 			return err
 		})
 		serve(t, s, n.listen(atB))
-		slow := newClient([]Method{{Name: MethodPutBlob, Roles: fromAgents, InFlightPerPeer: 1, Timeout: 24 * time.Hour, Stream: true}}, n.dialAs(agent))
-		closing(t, slow)
+		patient := []Method{{Name: MethodPutBlob, Roles: fromAgents, InFlightPerPeer: 1, Timeout: 24 * time.Hour, Stream: true}}
+		slow := closing(t, newClient(patient, n.dialAs(agent)))
 		body, w := io.Pipe()
 		start := time.Now()
 		_, err := CallStream(t.Context(), slow, atB, MethodPutBlob, BlobHead{}, body)

@@ -52,7 +52,8 @@ func (b errorBody) toError() *fleet.Error {
 	if b.Kind > uint8(fleet.Unknown) { // a later release's; unclassified here
 		kind = fleet.Other
 	}
-	e := &fleet.Error{Kind: kind, Code: clean(b.Code, maxErrorCode), Message: clean(b.Message, maxErrorText), Hint: clean(b.Hint, maxErrorText)}
+	e := &fleet.Error{Kind: kind, Code: clean(b.Code, maxErrorCode), Message: clean(b.Message, maxErrorText),
+		Hint: clean(b.Hint, maxErrorText)}
 	if e.Message == "" {
 		e.Message = kind.String()
 	}

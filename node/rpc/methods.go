@@ -61,27 +61,29 @@ var (
 
 // Methods is the table: the whole surface between hosts, on one screen.
 var Methods = []Method{
+	// name, who may call, request and answer at most, calls of one peer, timeout, stream
+
 	// What a host says of itself to quorum hosts, with its agent identity.
-	{Name: MethodHeartbeat, Roles: fromAgents, MaxRequest: 4 << 10, MaxResponse: 512 << 10, InFlightPerPeer: 2, Timeout: 10 * time.Second},
-	{Name: MethodReport, Roles: fromAgents, MaxRequest: 80 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 8, Timeout: 30 * time.Second},
-	{Name: MethodPutBlob, Roles: fromAgents, MaxRequest: MaxBlob, MaxResponse: 0, InFlightPerPeer: 4, Timeout: 10 * time.Minute, Stream: true},
-	{Name: MethodRenew, Roles: fromAgents, MaxRequest: 1 << 10, MaxResponse: 16 << 10, InFlightPerPeer: 1, Timeout: 30 * time.Second},
-	{Name: MethodChangeAddress, Roles: fromAgents, MaxRequest: 2 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 1, Timeout: 30 * time.Second},
+	{MethodHeartbeat, fromAgents, 4 << 10, 4 << 20, 2, 10 * time.Second, false},
+	{MethodReport, fromAgents, 80 << 10, 1 << 10, 8, 30 * time.Second, false},
+	{MethodPutBlob, fromAgents, MaxBlob, 0, 4, 10 * time.Minute, true},
+	{MethodRenew, fromAgents, 1 << 10, 16 << 10, 1, 30 * time.Second, false},
+	{MethodChangeAddress, fromAgents, 2 << 10, 1 << 10, 1, 30 * time.Second, false},
 
 	// What quorum hosts ask of any host.
-	{Name: MethodDeliver, Roles: fromQuorum, MaxRequest: 512 << 10, MaxResponse: 80 << 10, InFlightPerPeer: 16, Timeout: 15 * time.Second},
-	{Name: MethodQueryCommand, Roles: fromQuorum, MaxRequest: 1 << 10, MaxResponse: 80 << 10, InFlightPerPeer: 16, Timeout: 15 * time.Second},
-	{Name: MethodGetBlob, Roles: fromQuorum, MaxRequest: 0, MaxResponse: MaxBlob, InFlightPerPeer: 8, Timeout: 10 * time.Minute, Stream: true},
-	{Name: MethodCandidate, Roles: fromQuorum, MaxRequest: 1 << 10, MaxResponse: 4 << 10, InFlightPerPeer: 2, Timeout: 30 * time.Second},
-	{Name: MethodInstallQuorum, Roles: fromQuorum, MaxRequest: 96 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 1, Timeout: 60 * time.Second},
+	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},
+	{MethodQueryCommand, fromQuorum, 1 << 10, 80 << 10, 16, 15 * time.Second, false},
+	{MethodGetBlob, fromQuorum, 0, MaxBlob, 8, 10 * time.Minute, true},
+	{MethodCandidate, fromQuorum, 1 << 10, 4 << 10, 2, 30 * time.Second, false},
+	{MethodInstallQuorum, fromQuorum, 96 << 10, 1 << 10, 1, 60 * time.Second, false},
 
 	// What quorum hosts ask of each other.
-	{Name: MethodForward, Roles: fromQuorum, MaxRequest: 1<<20 + 8<<10, MaxResponse: 1 << 20, InFlightPerPeer: 100, Timeout: 30 * time.Second},
-	{Name: MethodForwardReport, Roles: fromQuorum, MaxRequest: 80 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 100, Timeout: 30 * time.Second},
-	{Name: MethodCoSign, Roles: fromQuorum, MaxRequest: 1 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 100, Timeout: 10 * time.Second},
-	{Name: MethodReadIndex, Roles: fromQuorum, MaxRequest: 1 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 100, Timeout: 10 * time.Second},
-	{Name: MethodPresence, Roles: fromQuorum, MaxRequest: 1 << 10, MaxResponse: 16 << 20, InFlightPerPeer: 4, Timeout: 15 * time.Second},
-	{Name: MethodApplied, Roles: fromQuorum, MaxRequest: 1 << 10, MaxResponse: 1 << 10, InFlightPerPeer: 16, Timeout: 10 * time.Second},
+	{MethodForward, fromQuorum, 1<<20 + 8<<10, 1 << 20, 100, 30 * time.Second, false},
+	{MethodForwardReport, fromQuorum, 80 << 10, 1 << 10, 100, 30 * time.Second, false},
+	{MethodCoSign, fromQuorum, 1 << 10, 1 << 10, 100, 10 * time.Second, false},
+	{MethodReadIndex, fromQuorum, 1 << 10, 1 << 10, 100, 10 * time.Second, false},
+	{MethodPresence, fromQuorum, 1 << 10, 16 << 20, 4, 15 * time.Second, false},
+	{MethodApplied, fromQuorum, 1 << 10, 1 << 10, 16, 10 * time.Second, false},
 }
 
 // byName indexes a table; it panics on a name that stands twice or a limit

@@ -100,6 +100,8 @@ var (
 	atB   = Target{nodeB, fleet.RoleQuorum}
 )
 
+const noCommand = fleet.CommandID("00000000-0000-0000-0000-000000000000")
+
 // serve runs a server until the test ends or stop is called.
 func serve(t *testing.T, s *Server, l net.Listener) (stop func()) {
 	t.Helper()
@@ -196,7 +198,7 @@ func TestNotServed(t *testing.T) {
 	n := &lan{}
 	s := NewServer(quiet(), Methods, peerOf)
 	serve(t, s, n.listen(atB))
-	more := append([]Method{{Name: "ReadRootKey", Roles: fromQuorum, MaxRequest: 1, MaxResponse: 1, InFlightPerPeer: 1, Timeout: time.Second}}, Methods...)
+	more := append([]Method{{"ReadRootKey", fromQuorum, 1, 1, 1, time.Second, false}}, Methods...)
 	c := closing(t, newClient(more, n.dialAs(voter)))
 	for _, name := range []string{MethodApplied, "ReadRootKey"} {
 		if _, err := Call[Empty, Empty](t.Context(), c, atB, name, &Empty{}); fleet.KindOf(err) != fleet.NotFound {
@@ -246,7 +248,8 @@ func TestErrorsCross(t *testing.T) {
 		{"kind, code and hint", fleet.CodeErrorf(fleet.Invalid, "InvalidInstanceId", "no node mi-x").WithHint("fleet node ls"),
 			fleet.Error{Kind: fleet.Invalid, Code: "InvalidInstanceId", Message: "no node mi-x", Hint: "fleet node ls"}},
 		{"wrapped", fmt.Errorf("apply: %w", fleet.Errorf(fleet.Conflict, "exists")), fleet.Error{Kind: fleet.Conflict, Message: "exists"}},
-		{"detail stays", &fleet.Error{Kind: fleet.Corrupt, Message: "damaged", Err: cause}, fleet.Error{Kind: fleet.Corrupt, Message: "damaged"}},
+		{"detail stays", &fleet.Error{Kind: fleet.Corrupt, Message: "damaged", Err: cause},
+			fleet.Error{Kind: fleet.Corrupt, Message: "damaged"}},
 		{"plain", cause, fleet.Error{Kind: fleet.Other, Message: "internal error; the peer's log has the detail"}},
 		{"terminal codes", fleet.Errorf(fleet.Invalid, "a\x1b[2J\nb\u202ec\xff"),
 			fleet.Error{Kind: fleet.Invalid, Message: `a\x1b[2J\nb\u202ec\xff`}},
@@ -313,6 +316,7 @@ func TestLimits(t *testing.T) {
 	serve(t, s, n.listen(atB))
 	c := closing(t, newClient(loose, n.dialAs(voter)))
 	strict := closing(t, newClient(table, n.dialAs(voter)))
+	wary := closing(t, newClient([]Method{{"Source", fromQuorum, 0, 999, 1, time.Minute, true}}, n.dialAs(voter)))
 
 	unary := func(c *Client, r text) error {
 		_, err := Call[text, text](t.Context(), c, atB, "Small", &r)
@@ -353,8 +357,7 @@ func TestLimits(t *testing.T) {
 		{"stream body far over", sink(1 << 20), fleet.TooLarge, false},
 		{"stream answer that fits exactly", source(c, 1000), 0, true},
 		{"stream answer one over is broken off", source(c, 1001), fleet.Unknown, false},
-		{"stream answer over what the client takes", source(closing(t, newClient([]Method{{Name: "Source", Roles: fromQuorum, MaxResponse: 999,
-			InFlightPerPeer: 1, Timeout: time.Minute, Stream: true}}, n.dialAs(voter))), 1000), fleet.TooLarge, false},
+		{"stream answer over what the client takes", source(wary, 1000), fleet.TooLarge, false},
 		{"head over the limit", func() error {
 			_, err := CallStream(t.Context(), c, atB, "Sink", text{S: strings.Repeat("x", 2000)}, nil)
 			return err

@@ -99,7 +99,8 @@ func Handle[Req, Resp any](s *Server, name string, f func(ctx context.Context, p
 // was checked; body ends where the caller's bytes end and fails past the
 // method's limit; what is written to w is the answer. Once a byte was written
 // an error can only break the stream off, and the caller sees that.
-func HandleStream(s *Server, name string, f func(ctx context.Context, peer identity.Peer, head []byte, body io.Reader, w io.Writer) error) {
+func HandleStream(s *Server, name string,
+	f func(ctx context.Context, peer identity.Peer, head []byte, body io.Reader, w io.Writer) error) {
 	s.register(name, true)
 	s.handlers[name] = f
 }
@@ -314,7 +315,8 @@ func (s *Server) logError(name string, peer identity.Peer, err error) {
 	case fleet.Other:
 		level = slog.LevelError
 	}
-	s.log.Log(context.Background(), level, "call not answered", "method", clean(name, maxErrorCode), "peer", peer.Node, "role", peer.Role.String(), "err", err)
+	s.log.Log(context.Background(), level, "call not answered",
+		"method", clean(name, maxErrorCode), "peer", peer.Node, "role", peer.Role.String(), "err", err)
 }
 
 func allowed(m Method, role fleet.Role) bool {

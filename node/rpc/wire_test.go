@@ -37,9 +37,12 @@ func samples() []any {
 	const command = "01234567-89ab-cdef-0123-456789abcdef"
 	return []any{
 		&Empty{},
-		&HeartbeatRequest{Nonce: [16]byte{1}, Version: "1.2.3", TrustVersion: 4, ViewIndex: 99, Boot: "b1", Warnings: []string{"disk 95 % full"}},
-		&HeartbeatResponse{Nonce: [16]byte{1}, Time: 1790000000000000000, Trust: []byte("{}"), ViewIndex: 100, ViewFull: true, Leader: nodeB, NodeRecord: []byte{1},
-			View: []ViewRow{{ID: nodeA, Name: "web1", Labels: map[string]string{"role": "web", "dc": "a"}, Address: "10.0.0.1:7790"}, {ID: nodeB, Removed: true}}},
+		&HeartbeatRequest{Nonce: [16]byte{1}, Version: "1.2.3", TrustVersion: 4, ViewIndex: 99, Boot: "b1",
+			Warnings: []string{"disk 95 % full"}},
+		&HeartbeatResponse{Nonce: [16]byte{1}, Time: 1790000000000000000, Trust: []byte("{}"), ViewIndex: 100, ViewFull: true,
+			Leader: nodeB, NodeRecord: []byte{1}, View: []ViewRow{
+				{ID: nodeA, Name: "web1", Labels: map[string]string{"role": "web", "dc": "a"}, Address: "10.0.0.1:7790"},
+				{ID: nodeB, Removed: true}}},
 		&report,
 		&ReportResponse{Index: 7},
 		&ForwardReportRequest{Node: nodeA, Report: report},
@@ -47,8 +50,8 @@ func samples() []any {
 		&RenewResponse{Certificate: []byte("leaf"), Issuer: []byte("issuer"), NodeRecord: []byte("record")},
 		&ChangeAddressRequest{Change: []byte("change")},
 		&ChangeAddressResponse{NodeRecord: []byte("record")},
-		&DeliverRequest{Ticket: []byte("ticket"), Index: 3, Path: [][32]byte{sum}, Document: []byte("{}"), DocumentName: "AWS-RunShellScript",
-			Parameters: []byte{0x80}, Trust: []byte("{}")},
+		&DeliverRequest{Ticket: []byte("ticket"), Index: 3, Path: [][32]byte{sum}, Document: []byte("{}"),
+			DocumentName: "AWS-RunShellScript", Parameters: []byte{0x80}, Trust: []byte("{}")},
 		&DeliverResponse{State: DeliverDone, Result: []byte("result"), Detail: []byte("detail"), Reason: "done"},
 		&QueryCommandRequest{Command: command, Attempt: 1},
 		&CandidateResponse{Candidate: []byte("candidate")},
@@ -188,7 +191,7 @@ func TestRawRequests(t *testing.T) {
 		return n.dialAs(voter)(ctx, nodeB, fleet.RoleQuorum)
 	}}
 	defer transport.CloseIdleConnections()
-	cosign := frameBytes(wire.MustMarshal(CoSignRequest{Command: "00000000-0000-0000-0000-000000000000"}))
+	cosign := frameBytes(wire.MustMarshal(CoSignRequest{Command: noCommand}))
 	for _, test := range []struct {
 		name, method, path string
 		body               []byte
@@ -237,7 +240,9 @@ func TestOtherProtocols(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go conn.Write([]byte("POST /fleet/Applied HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\n\x01\x00\x00\x00\x01\x80"))
+	go func() {
+		_, _ = conn.Write([]byte("POST /fleet/Applied HTTP/1.1\r\nHost: b\r\nContent-Length: 6\r\n\r\n\x01\x00\x00\x00\x01\x80"))
+	}()
 	if got, err := io.ReadAll(conn); err != nil || len(got) != 0 {
 		t.Errorf("HTTP/1.1: got %q, %v; want the end", got, err)
 	}
@@ -247,7 +252,8 @@ func TestOtherProtocols(t *testing.T) {
 // connections are.
 func TestOverTLS(t *testing.T) {
 	key := ed25519.NewKeyFromSeed(make([]byte, 32))
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"b"}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"b"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +264,10 @@ func TestOverTLS(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		NextProtos:   []string{"h2"}, MinVersion: tls.VersionTLS13,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +296,8 @@ func TestOverTLS(t *testing.T) {
 		}
 		r.Close()
 	}
-	if _, err := CallStream(t.Context(), c, atB, MethodGetBlob, BlobHead{Digest: fleet.Sum(nil)}, nil); fleet.KindOf(err) != fleet.NotFound {
+	_, err = CallStream(t.Context(), c, atB, MethodGetBlob, BlobHead{Digest: fleet.Sum(nil)}, nil)
+	if fleet.KindOf(err) != fleet.NotFound {
 		t.Errorf("unknown blob: %v, want not found", err)
 	}
 }

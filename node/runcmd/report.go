@@ -63,6 +63,11 @@ func (r *Runner) report(ctx context.Context) {
 	answers := make(chan reported, maxReports)
 	busy := 0
 	for {
+		done := ctx.Done()
+		stopping := ctx.Err() != nil // asked once: it may become true at any line
+		if stopping {
+			done = nil // only those that are on their way are awaited
+		}
 		for _, k := range r.takeFresh() {
 			waiting[k] = &pending{due: time.Now()}
 		}
@@ -73,20 +78,16 @@ func (r *Runner) report(ctx context.Context) {
 			case p.busy:
 			case wait > 0:
 				next = min(next, wait)
-			case busy < maxReports && ctx.Err() == nil:
+			case busy < maxReports && !stopping:
 				p.busy = true
 				busy++
 				go func() { answers <- r.send(ctx, k) }() // awaited below
 			}
 		}
-		if ctx.Err() != nil && busy == 0 {
+		if stopping && busy == 0 {
 			return
 		}
 		timer := time.NewTimer(next)
-		done := ctx.Done()
-		if ctx.Err() != nil {
-			done = nil
-		}
 		select {
 		case <-done:
 		case <-r.news:

@@ -261,7 +261,7 @@ func (h *host) deliver(t testing.TB, d Delivery) Answer {
 // reports waits until the quorum has n results.
 func (h *host) reports(t testing.TB, n int) ([]*ticket.SignedResult, []*Detail) {
 	t.Helper()
-	for range 60_000 {
+	for range 200_000 {
 		if results, details := h.quorum.got(); len(results) >= n {
 			for _, r := range results {
 				if err := r.Verify(h.w.host.Public()); err != nil {

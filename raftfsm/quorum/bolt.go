@@ -24,7 +24,7 @@ const (
 
 	pageHeader  = 16 // id u64, flags u16, count u16, overflow u32
 	elementSize = 16 // of a leaf: flags, position, key size, value size, u32 each; of a branch: position, key size u32, page u64
-	metaSize    = 64 // magic, version, page size, flags u32; root bucket (page, sequence), free list, high water, transaction, checksum u64
+	metaSize    = 64 // magic, version, page size, flags u32; root page, sequence, free list, pages, commit, checksum u64
 
 	branchPage = 0x01
 	leafPage   = 0x02
@@ -138,7 +138,10 @@ func readMeta(f io.ReaderAt, at int64, id uint64) (boltMeta, error) {
 		return boltMeta{}, fmt.Errorf("meta page %d: %w", id, err)
 	}
 	m := b[pageHeader:]
-	meta := boltMeta{pageSize: order.Uint32(m[8:]), root: order.Uint64(m[16:]), freelist: order.Uint64(m[32:]), pages: order.Uint64(m[40:]), commit: order.Uint64(m[48:])}
+	meta := boltMeta{
+		pageSize: order.Uint32(m[8:]), root: order.Uint64(m[16:]), freelist: order.Uint64(m[32:]),
+		pages: order.Uint64(m[40:]), commit: order.Uint64(m[48:]),
+	}
 	switch {
 	case order.Uint32(m) != boltMagic || order.Uint32(m[4:]) != boltVersion:
 		return meta, fmt.Errorf("meta page %d is not one of a bbolt file of version %d", id, boltVersion)
@@ -154,7 +157,7 @@ func readMeta(f io.ReaderAt, at int64, id uint64) (boltMeta, error) {
 
 func metaSum(b []byte) uint64 {
 	sum := fnv.New64a()
-	sum.Write(b)
+	_, _ = sum.Write(b) // never fails
 	return sum.Sum64()
 }
 
@@ -179,9 +182,12 @@ func (r *boltFileReader) bucket(value []byte) error {
 	return r.page(value[bucketHeader:], 0, nil, nil, 0, len(value)-bucketHeader, plain) // small ones stand in the root's page
 }
 
+// onElement takes one element of a leaf. What it is given is only lent.
+type onElement func(flags uint32, key, value []byte) error
+
 // walk checks the tree below a page, whose keys must be at least low and below
 // high (nil: no bound), and gives each element of its leaves to leaf.
-func (r *boltFileReader) walk(id uint64, low, high []byte, depth int, leaf func(flags uint32, key, value []byte) error) error {
+func (r *boltFileReader) walk(id uint64, low, high []byte, depth int, leaf onElement) error {
 	if depth > maxBoltDepth {
 		return fmt.Errorf("page %d: the tree is deeper than %d", id, maxBoltDepth)
 	}
@@ -219,7 +225,7 @@ func (r *boltFileReader) walk(id uint64, low, high []byte, depth int, leaf func(
 // behind the elements without a gap, so a wrong count or position shows. size
 // is the exact number of bytes of an inline page; 0 for one of the file, which
 // has as many pages as it needs and no more.
-func (r *boltFileReader) page(b []byte, id uint64, low, high []byte, depth, size int, leaf func(flags uint32, key, value []byte) error) error {
+func (r *boltFileReader) page(b []byte, id uint64, low, high []byte, depth, size int, leaf onElement) error {
 	if len(b) < pageHeader {
 		return errors.New("the header is cut off")
 	}
@@ -264,7 +270,8 @@ func (r *boltFileReader) page(b []byte, id uint64, low, high []byte, depth, size
 		end += int(keySize)
 		value := b[end : end+int(valueSize)]
 		end += int(valueSize)
-		if i > 0 && bytes.Compare(previous, key) >= 0 || i == 0 && low != nil && bytes.Compare(key, low) < 0 || high != nil && bytes.Compare(key, high) >= 0 {
+		tooLow := i > 0 && bytes.Compare(key, previous) <= 0 || i == 0 && low != nil && bytes.Compare(key, low) < 0
+		if tooLow || high != nil && bytes.Compare(key, high) >= 0 {
 			return fmt.Errorf("key %d is out of order", i)
 		}
 		previous = key

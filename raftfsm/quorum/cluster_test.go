@@ -153,7 +153,8 @@ func newCluster(t *testing.T, n int) *cluster {
 	for _, m := range c.nodes {
 		config := raftConfig(Config{Self: m.id, Timing: DefaultTiming})
 		config.Logger = bridge(c.log)
-		err := raft.BootstrapCluster(config, &logStore{m.mem, &guard{}}, &stableStore{m.mem, &guard{}}, m.snaps, nil, raft.Configuration{Servers: servers})
+		err := raft.BootstrapCluster(config, &logStore{m.mem, &guard{}}, &stableStore{m.mem, &guard{}}, m.snaps, nil,
+			raft.Configuration{Servers: servers})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +167,8 @@ func newCluster(t *testing.T, n int) *cluster {
 // add makes a host with empty stores; start starts it.
 func (c *cluster) add() *member {
 	i := len(c.nodes) + 1
-	m := &member{c: c, id: nodeID(i), host: c.net.Host(fmt.Sprintf("10.0.0.%d", i)), mem: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
+	m := &member{c: c, id: nodeID(i), host: c.net.Host(fmt.Sprintf("10.0.0.%d", i)),
+		mem: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
 	m.logs = m.mem
 	c.nodes = append(c.nodes, m)
 	return m

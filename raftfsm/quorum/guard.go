@@ -226,10 +226,11 @@ type snapshotStore struct {
 	guard *guard
 }
 
-func (s *snapshotStore) Create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (raft.SnapshotSink, error) {
+func (s *snapshotStore) Create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, configIndex uint64,
+	t raft.Transport) (raft.SnapshotSink, error) {
 	var sink raft.SnapshotSink
 	err := s.guard.do("begin snapshot", func() (err error) {
-		sink, err = s.SnapshotStore.Create(v, index, term, c, ci, t)
+		sink, err = s.SnapshotStore.Create(v, index, term, c, configIndex, t)
 		return err
 	})
 	if err != nil {
@@ -246,8 +247,10 @@ func (s *snapshotStore) List() (metas []*raft.SnapshotMeta, err error) {
 func (s *snapshotStore) Open(id string) (meta *raft.SnapshotMeta, r io.ReadCloser, err error) {
 	// No limit of time: opening reads all of it.
 	meta, r, err = s.SnapshotStore.Open(id)
-	if _, inMemory := s.SnapshotStore.(*raft.InmemSnapshotStore); err != nil && !inMemory && !errors.Is(err, fs.ErrNotExist) && s.guard.armed() {
-		s.guard.fail(fmt.Errorf("open snapshot %s: %w", id, err)) // one that was replaced since it was listed is no failure
+	_, inMemory := s.SnapshotStore.(*raft.InmemSnapshotStore)
+	replaced := inMemory || errors.Is(err, fs.ErrNotExist) // since it was listed: no failure
+	if err != nil && !replaced && s.guard.armed() {
+		s.guard.fail(fmt.Errorf("open snapshot %s: %w", id, err))
 	}
 	return meta, r, err
 }

@@ -19,7 +19,8 @@ func bridge(log *slog.Logger) hclog.Logger {
 type sink struct{ log *slog.Logger }
 
 var levels = map[hclog.Level]slog.Level{
-	hclog.Trace: slog.LevelDebug, hclog.Debug: slog.LevelDebug, hclog.Info: slog.LevelInfo, hclog.Warn: slog.LevelWarn, hclog.Error: slog.LevelError,
+	hclog.Trace: slog.LevelDebug, hclog.Debug: slog.LevelDebug, hclog.Info: slog.LevelInfo,
+	hclog.Warn: slog.LevelWarn, hclog.Error: slog.LevelError,
 }
 
 // Accept takes one record of Raft's.
@@ -42,5 +43,5 @@ func (s sink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 		}
 		out[i] = a
 	}
-	s.log.Log(context.Background(), at, msg, out...)
+	s.log.Log(context.Background(), at, msg, out...) //nolint:sloglint // the message is Raft's
 }

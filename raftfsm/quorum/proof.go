@@ -35,7 +35,8 @@ type provingTransport struct {
 }
 
 // AppendEntries is how Raft sends entries and heartbeats.
-func (t provingTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+func (t provingTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress,
+	req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	sent := time.Now()
 	if err := t.NetworkTransport.AppendEntries(id, target, req, resp); err != nil {
 		return err
@@ -51,7 +52,8 @@ func (t provingTransport) AppendEntries(id raft.ServerID, target raft.ServerAddr
 }
 
 // InstallSnapshot takes as long as it takes, and its answer counts too.
-func (t provingTransport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+func (t provingTransport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
+	req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	err := t.NetworkTransport.InstallSnapshot(id, target, req, resp, data)
 	t.doubt.raise(time.Now(), t.doubt.limit)
 	return err

@@ -65,8 +65,14 @@ type Timing struct {
 
 // Timings for hosts, and for many nodes in one process.
 var (
-	DefaultTiming = Timing{Heartbeat: time.Second, Lease: 500 * time.Millisecond, Commit: 50 * time.Millisecond, RPC: 5 * time.Second, Disk: 10 * time.Second}
-	FastTiming    = Timing{Heartbeat: 400 * time.Millisecond, Lease: 200 * time.Millisecond, Commit: 10 * time.Millisecond, RPC: 2 * time.Second, Disk: 10 * time.Second}
+	DefaultTiming = Timing{
+		Heartbeat: time.Second, Lease: 500 * time.Millisecond, Commit: 50 * time.Millisecond,
+		RPC: 5 * time.Second, Disk: 10 * time.Second,
+	}
+	FastTiming = Timing{
+		Heartbeat: 400 * time.Millisecond, Lease: 200 * time.Millisecond, Commit: 10 * time.Millisecond,
+		RPC: 2 * time.Second, Disk: 10 * time.Second,
+	}
 )
 
 // Raft's log is cut when a snapshot holds it. With entries of at most 256 KiB
@@ -386,7 +392,8 @@ func LeaderOf(err error) fleet.NodeID {
 func (q *Quorum) notLeader() error {
 	leader := q.Leader()
 	if leader == "" || leader == q.cfg.Self {
-		return fleet.Errorf(fleet.NoQuorum, "no leader is elected").WithHint("try again in a moment; if it lasts, fewer than half of the voters reach each other")
+		return fleet.Errorf(fleet.NoQuorum, "no leader is elected").
+			WithHint("try again in a moment; if it lasts, fewer than half of the voters reach each other")
 	}
 	return &fleet.Error{Kind: fleet.NotLeader, Message: fmt.Sprintf("%s does not lead", q.cfg.Self), Err: &NotLeaderError{Leader: leader}}
 }
@@ -404,8 +411,11 @@ type Stats struct {
 
 // Stats tells how this host's part stands.
 func (q *Quorum) Stats() Stats {
-	return Stats{State: q.raft.State().String(), Term: q.raft.CurrentTerm(), LastIndex: q.raft.LastIndex(), CommitIndex: q.raft.CommitIndex(),
-		Applied: q.cfg.FSM.Applied(), LastContact: q.LastContact(), ProposalsOpen: q.proposals.Load()}
+	return Stats{
+		State: q.raft.State().String(), Term: q.raft.CurrentTerm(), LastIndex: q.raft.LastIndex(),
+		CommitIndex: q.raft.CommitIndex(), Applied: q.cfg.FSM.Applied(), LastContact: q.LastContact(),
+		ProposalsOpen: q.proposals.Load(),
+	}
 }
 
 // LastContact is when a leader was last heard of; now if this host leads, zero

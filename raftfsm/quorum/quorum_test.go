@@ -710,6 +710,7 @@ func TestThrottled(t *testing.T) {
 			})
 		}
 		group.Wait()
+		synctest.Wait()
 		if throttled.Load() != 100 || unknown.Load() != maxProposals {
 			t.Errorf("%d throttled, %d unknown, %d other; want 100 and %d", throttled.Load(), unknown.Load(), other.Load(), maxProposals)
 		}

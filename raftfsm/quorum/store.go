@@ -183,7 +183,8 @@ func openFiles(dir string, log *slog.Logger) (*stores, error) {
 }
 
 func errInUse(dir string) error {
-	return fleet.Errorf(fleet.Conflict, "quorum store %s is open in another process: fleet is already running with this data directory", dir).
+	return fleet.Errorf(fleet.Conflict,
+		"quorum store %s is open in another process: fleet is already running with this data directory", dir).
 		WithHint("stop the other process, or start this one with its own --data-dir")
 }
 
@@ -191,7 +192,8 @@ func errInUse(dir string) error {
 func damaged(dir, format string, args ...any) error {
 	e := fleet.Errorf(fleet.Corrupt, format, args...)
 	e.Message = fmt.Sprintf("quorum store %s must not be used: %s", dir, e.Message)
-	return e.WithHint("this host does not vote with it. The other voters have the data: move %s aside and let this host join the quorum anew; never put an older copy in its place", dir)
+	return e.WithHint("this host does not vote with it. The other voters have the data: move %s aside and let this host "+
+		"join the quorum anew; never put an older copy in its place", dir)
 }
 
 // checkMark checks that there is a store, and that it is this host's.

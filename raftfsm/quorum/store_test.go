@@ -228,7 +228,7 @@ func TestDamage(t *testing.T) {
 		says string
 	}{
 		{"raft.db of no bytes", file(func([]byte) []byte { return nil }), "empty"},
-		{"raft.db missing", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, boltFile)) }, "no such file"},
+		{"raft.db missing", func(t *testing.T, dir string) { remove(t, dir, boltFile) }, "no such file"},
 		{"raft.db of zeros", file(func(b []byte) []byte { clear(b); return b }), "meta page 0"},
 		{"raft.db of one page", cut(func(int) int { return page }), "meta page 1"},
 		{"cut to half", cut(func(n int) int { return n / 2 }), "cut off"},
@@ -239,13 +239,20 @@ func TestDamage(t *testing.T) {
 		{"both metas of zeros", zero(0, 2*page), "meta page 0"},
 		{"meta 1 is a copy of meta 0", file(func(b []byte) []byte { copy(b[page:2*page], b[:page]); return b }), "meta page 1"},
 		{"bit of the commit number", file(func(b []byte) []byte { b[16+48] ^= 2; return b }), "damaged"},
-		{"store.uuid missing", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, uuidFile)) }, "store.uuid is missing"},
-		{"store.uuid empty", func(t *testing.T, dir string) { os.WriteFile(filepath.Join(dir, uuidFile), nil, 0o600) }, "store.uuid does not hold"},
-		{"all of another host", func(t *testing.T, dir string) { take(t, dir, other, boltFile); take(t, dir, other, uuidFile) }, "is the store of"},
+		{"store.uuid missing", func(t *testing.T, dir string) { remove(t, dir, uuidFile) }, "store.uuid is missing"},
+		{"store.uuid empty", func(t *testing.T, dir string) {
+			if err := os.WriteFile(filepath.Join(dir, uuidFile), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "store.uuid does not hold"},
+		{"all of another host", func(t *testing.T, dir string) {
+			take(t, dir, other, boltFile)
+			take(t, dir, other, uuidFile)
+		}, "is the store of"},
 		{"raft.db of another host", func(t *testing.T, dir string) { take(t, dir, other, boltFile) }, "not of the same store"},
 		{"raft.db made anew for this host", func(t *testing.T, dir string) { take(t, dir, twin, boltFile) }, "not of the same store"},
 		{"raft.db made by bbolt", func(t *testing.T, dir string) {
-			os.Remove(filepath.Join(dir, boltFile))
+			remove(t, dir, boltFile)
 			s, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, boltFile), BoltOptions: &bbolt.Options{NoFreelistSync: true}})
 			if err != nil {
 				t.Fatal(err)
@@ -291,6 +298,13 @@ func TestDamage(t *testing.T) {
 				t.Errorf("got %v (kind %v, hint %q); want corrupt with %q and a hint", err, fleet.KindOf(err), fleet.HintOf(err), test.says)
 			}
 		})
+	}
+}
+
+func remove(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -450,7 +464,7 @@ func TestSnapshotDamage(t *testing.T) {
 		{"none, log cut to the newest", func(t *testing.T, dir string) { cutLog(t, dir, 40) }, true},
 		{"the newest, log cut to the older", func(t *testing.T, dir string) { spoil(t, dir, metas[1]); cutLog(t, dir, 20) }, true},
 		{"the newest, log cut to the newest", func(t *testing.T, dir string) { spoil(t, dir, metas[1]); cutLog(t, dir, 40) }, false},
-		{"all gone, log cut", func(t *testing.T, dir string) { os.RemoveAll(filepath.Join(dir, "snapshots")); cutLog(t, dir, 40) }, false},
+		{"all gone, log cut", func(t *testing.T, dir string) { remove(t, dir, "snapshots"); cutLog(t, dir, 40) }, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := copyDir(t, dir)
@@ -474,7 +488,8 @@ func TestSnapshotDamage(t *testing.T) {
 // with large values and deep trees.
 func TestCheckBolt(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "raft.db")
-	s, err := raftboltdb.New(raftboltdb.Options{Path: path, NoSync: true, BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}})
+	s, err := raftboltdb.New(raftboltdb.Options{Path: path, NoSync: true,
+		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -526,7 +541,8 @@ func TestCheckBolt(t *testing.T) {
 func FuzzBolt(f *testing.F) {
 	dir := f.TempDir()
 	path := filepath.Join(dir, "raft.db")
-	s, err := raftboltdb.New(raftboltdb.Options{Path: path, NoSync: true, BoltOptions: &bbolt.Options{NoFreelistSync: true, PageSize: 1024}})
+	s, err := raftboltdb.New(raftboltdb.Options{Path: path, NoSync: true,
+		BoltOptions: &bbolt.Options{NoFreelistSync: true, PageSize: 1024}})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -316,7 +316,8 @@ func (c *Client) call(ctx context.Context, operation string, req, resp any, stal
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	answer, err := c.repeat(ctx, func(ctx context.Context) ([]byte, error) { return c.once(ctx, request{operation, body, proof, stale}) })
+	r := request{operation, body, proof, stale}
+	answer, err := c.repeat(ctx, func(ctx context.Context) ([]byte, error) { return c.once(ctx, r) })
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,8 @@ func (c *Client) Watch(ctx context.Context, req fleet.WatchCommandRequest, f fun
 			if known && (old.Final || old.StatusDetails == e.Invocation.StatusDetails) {
 				return nil
 			}
-			seen[e.Invocation.InstanceId] = fleet.InvocationEvent{Final: e.Invocation.Final, StatusDetails: e.Invocation.StatusDetails}
+			seen[e.Invocation.InstanceId] = fleet.InvocationEvent{Final: e.Invocation.Final,
+				StatusDetails: e.Invocation.StatusDetails}
 		}
 		return f(e)
 	}
@@ -88,12 +89,23 @@ func (c *Client) stream(ctx context.Context, body []byte, f func(fleet.WatchEven
 		return 0, c.streamError(ctx, err)
 	}
 	defer res.Body.Close() //nolint:errcheck // nothing is written
-	lines := bufio.NewScanner(res.Body)
+	events, done, err := readEvents(res.Body, func() { quiet.Reset(silence) }, f)
+	if done || err != nil {
+		return events, err
+	}
+	return events, c.streamError(ctx, fleet.Errorf(fleet.Unavailable, "the stream ended early"))
+}
+
+// readEvents calls f with the events of a stream, and alive at each sign of
+// life, until the command ended (done), the stream did, or there is an error
+// that reading on would not mend.
+func readEvents(r io.Reader, alive func(), f func(fleet.WatchEvent) error) (events int, done bool, err error) {
+	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, 16<<10), maxEventLine)
 	var name string
 	var data []byte
 	for lines.Scan() {
-		quiet.Reset(silence)
+		alive()
 		line := lines.Bytes()
 		if field, value, ok := bytes.Cut(line, []byte(": ")); ok {
 			switch string(field) {
@@ -107,21 +119,16 @@ func (c *Client) stream(ctx context.Context, body []byte, f func(fleet.WatchEven
 		if len(line) > 0 || data == nil {
 			continue // a comment (heartbeat) or a blank line after one
 		}
-		done, err := handleEvent(name, data, f)
-		if err != nil || done {
-			return events, err
+		if done, err = handleEvent(name, data, f); err != nil || done {
+			return events, done, err
 		}
 		events++
 		name, data = "", nil
 	}
-	err = lines.Err()
-	if err == nil {
-		err = io.ErrUnexpectedEOF
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+		return events, false, fleet.Errorf(fleet.TooLarge, "an event is over %d bytes", maxEventLine)
 	}
-	if errors.Is(err, bufio.ErrTooLong) {
-		return events, fleet.Errorf(fleet.TooLarge, "an event is over %d bytes", maxEventLine)
-	}
-	return events, c.streamError(ctx, fleet.Errorf(fleet.Unavailable, "the stream ended: %w", err))
+	return events, false, nil
 }
 
 // streamError prefers the reason for which the stream was cut.
