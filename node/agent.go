@@ -24,7 +24,6 @@ import (
 const (
 	WarnClock       = "ClockOff"
 	WarnCertificate = "CertificateExpiring"
-	WarnDisk        = "DiskFull"
 )
 
 func (n *Node) buildAgent() error {
@@ -168,7 +167,7 @@ func deliverResponse(a runcmd.Answer) *rpc.DeliverResponse {
 // warnings says what is wrong with this host, as codes.
 func (n *Node) warnings() []string {
 	var codes []string
-	for _, w := range n.localWarnings() {
+	for _, w := range n.hostWarnings() {
 		if len(codes) < rpc.MaxWarnings {
 			codes = append(codes, w.Code)
 		}

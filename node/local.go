@@ -2,6 +2,8 @@ package node
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"fleet/node/enrol"
@@ -15,13 +17,17 @@ func (n *Node) LocalStatus() fleet.LocalStatus {
 	s := fleet.LocalStatus{
 		Version: n.cfg.Version, FleetId: n.info.Fleet, FleetName: n.info.Name, InstanceId: n.info.Node, Name: n.info.NodeName,
 		Role: n.role(), DataDir: n.dir.Path(), Address: n.advertised(), Leader: n.leader(), HeartbeatAge: -1,
-		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.localWarnings(),
+		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.hostWarnings(),
 	}
 	if heard := n.beats.LastHeard(); !heard.IsZero() {
 		s.HeartbeatAge = now.Sub(heard).Seconds()
 		s.QuorumReachable = now.Sub(heard) < 3*n.heartbeatInterval() && s.Leader != ""
 	}
-	if s.Role == fleet.RoleNameAgent {
+	if m := n.member.Load(); m != nil {
+		s.Warnings = append(s.Warnings, m.outlook()...)
+		s.Warnings = append(s.Warnings, m.warnings()...)
+	}
+	if s.Role != fleet.RoleNameVoter {
 		if key, err := n.dir.LoadOrCreateKey(enrol.Quorum); err == nil {
 			s.Candidate = key.Public().Fingerprint()
 		}
@@ -65,8 +71,8 @@ func (n *Node) LocalNodes() fleet.LocalNodes {
 	return out
 }
 
-// localWarnings says what is wrong with this host and what to do about it.
-func (n *Node) localWarnings() []fleet.Warning {
+// hostWarnings says what is wrong with this host and what to do about it.
+func (n *Node) hostWarnings() []fleet.Warning {
 	var ws []fleet.Warning
 	if offset, ok := n.clock.Offset(); ok && offset.Abs() > enrol.ClockWarning {
 		ws = append(ws, fleet.Warning{
@@ -83,14 +89,12 @@ func (n *Node) localWarnings() []fleet.Warning {
 			})
 		}
 	}
-	if m := n.member.Load(); m != nil {
-		ws = append(ws, m.warnings()...)
-	}
 	return ws
 }
 
-// warnings says what is wrong with the quorum, as this member sees it.
-func (m *member) warnings() []fleet.Warning {
+// outlook says how the quorum stands, as this member sees it. (An operator who
+// asks the fleet hears the same from node/api, which asks the other voters.)
+func (m *member) outlook() []fleet.Warning {
 	var ws []fleet.Warning
 	trust := m.n.trust.Load()
 	if len(trust.Voters) == 1 {
@@ -106,11 +110,26 @@ func (m *member) warnings() []fleet.Warning {
 			Remedy: "fleet quorum ls shows which voters do not answer; start fleet there",
 		})
 	}
-	for id, err := range m.signer.Refusals() {
-		ws = append(ws, fleet.Warning{
-			Code: "RefusedToSign", Message: fmt.Sprintf("%s did not sign a ticket: %v", m.n.name(id), err),
-			Remedy: "check the clock and the log of " + m.n.name(id),
-		})
+	return ws
+}
+
+// warnings says what only this member knows to be wrong with the quorum: which
+// voters refused to sign while it led, and when its own certificate ends. A
+// voter that does not answer is warned of as such, not as one that refuses.
+func (m *member) warnings() []fleet.Warning {
+	var ws []fleet.Warning
+	if m.n.Leads() {
+		refusals := m.signer.Refusals()
+		for _, id := range slices.Sorted(maps.Keys(refusals)) {
+			switch err := refusals[id]; fleet.KindOf(err) {
+			case fleet.Unavailable, fleet.Unknown, fleet.NoQuorum:
+			default:
+				ws = append(ws, fleet.Warning{
+					Code: "RefusedToSign", Message: fmt.Sprintf("%s did not sign a ticket: %v", m.n.name(id), err),
+					Remedy: "check the clock and the log of " + m.n.name(id),
+				})
+			}
+		}
 	}
 	if left := m.expires().Sub(m.n.cfg.Now()); left < quorumWarning {
 		ws = append(ws, fleet.Warning{

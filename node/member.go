@@ -397,8 +397,8 @@ func (n *Node) candidate() ([]byte, error) {
 // installQuorum makes this host eligible. The certificates prove themselves:
 // the root key signed them for keys that lie here.
 func (n *Node) installQuorum(_ context.Context, req *rpc.InstallQuorumRequest) error {
-	n.install1.Lock()
-	defer n.install1.Unlock()
+	n.installMu.Lock()
+	defer n.installMu.Unlock()
 	if n.member.Load() != nil {
 		return nil // installed by an earlier try
 	}

@@ -78,9 +78,9 @@ type Node struct {
 
 	agentTLS  atomic.Pointer[tls.Certificate]
 	quorumTLS atomic.Pointer[tls.Certificate] // nil until certified
+	trustMu   sync.Mutex                      // held to replace trust, not to read it
 	trust     atomic.Pointer[identity.Trust]
-	trustMu   sync.Mutex // one replacement of trust at a time
-	install1  sync.Mutex // one installation as a quorum host at a time
+	installMu sync.Mutex // held while this host becomes a quorum host
 	record    atomic.Pointer[[]byte]
 	member    atomic.Pointer[member] // nil on an ordinary host
 
@@ -100,8 +100,8 @@ type Node struct {
 	ctx    context.Context // ends when the host stops
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
-	parts  sync.Mutex // guards stopping, against late starts
-	closed bool
+	parts  sync.Mutex // guards closed
+	closed bool       // no part is started any more
 
 	ready     chan struct{} // closed when a voter has answered for the first time
 	readyOnce sync.Once
@@ -120,7 +120,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n := &Node{
 		cfg: cfg, dir: dir, info: info, root: info.Root(),
-		log:   cfg.Logger.With("node", info.Node),
+		log:   cfg.Logger,
 		seen:  presence.NewTable(),
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}

@@ -528,7 +528,8 @@ func (s *Store) syncDir() error {
 func (s *Store) plain(what string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fleet.Errorf(fleet.Unavailable, "%s: the disk of %s is full", what, filepath.Clean(s.dir)).WithHint("free some space there")
+		return fleet.Errorf(fleet.Unavailable, "%s: the disk of %s is full", what, filepath.Clean(s.dir)).
+			WithHint("free some space there")
 	case errors.Is(err, syscall.EROFS):
 		return fleet.Errorf(fleet.Unavailable, "%s: the disk of %s is read-only", what, filepath.Clean(s.dir))
 	}

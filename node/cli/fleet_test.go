@@ -352,3 +352,70 @@ func TestFirstHour(t *testing.T) {
 		t.Errorf("run of a stranger: %d %s", code, stranger.stderr.String())
 	}
 }
+
+func TestDev(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a whole fleet")
+	}
+	dir := filepath.Join(shortDir(t), "dev")
+	w := newWorld(t)
+	w.now = time.Now
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	code := make(chan int, 1)
+	go func() { code <- w.main(ctx, []string{"fleet", "dev", "--nodes", "1", "--dir", dir}) }()
+	await(t, filepath.Join(dir, "env"))
+	cancel()
+	select {
+	case got := <-code:
+		if got != 0 || !strings.Contains(w.stdout.String(), "1 node, 1 voter. In another terminal:\n\n  . "+filepath.Join(dir, "env")) {
+			t.Errorf("exit %d\n%s%s", got, w.stdout.String(), w.stderr.String())
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not stop")
+	}
+	w = newWorld(t)
+	if got := w.run(t, "dev", "--nodes", "2", "--quorum", "3"); got != ExitFailed || !strings.Contains(w.stderr.String(), "3 voters of 2 nodes") {
+		t.Errorf("exit %d: %s", got, w.stderr.String())
+	}
+}
+
+// Without a quorum, status and quorum ls still say who is missing.
+func TestWithoutQuorum(t *testing.T) {
+	w, f := startFleet(t, 3, 3)
+	leader := f.Leader()
+	for _, n := range f.Nodes() {
+		if n != leader {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			if err := n.Stop(ctx); err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+		}
+	}
+	// All at once: each waits until the host gives up waiting for a leader.
+	var all sync.WaitGroup
+	for args, want := range map[string]string{
+		"quorum ls":             `(?s)node0. .* no .*node0. .* no `,
+		"status --socket /none": `(?s)1 of 3 voters answer.*WARNING`,
+		"run --all -- true":     `^$`,
+	} {
+		one := newWorld(t)
+		one.vars, one.now = w.vars, time.Now
+		all.Go(func() {
+			if code := one.run(t, words(args)...); code != ExitNoQuorum {
+				t.Errorf("%s: exit %d", args, code)
+			}
+			if !regexp.MustCompile(want).MatchString(one.stdout.String()) {
+				t.Errorf("%s:\n%s\nwant %s", args, one.stdout.String(), want)
+			}
+			if !regexp.MustCompile(`(?s)no quorum: 1 of 3 voters.*hint: .*start fleet on node0`).MatchString(one.stderr.String()) {
+				t.Errorf("%s: %s", args, one.stderr.String())
+			}
+		})
+	}
+	all.Wait()
+	if code := w.run(t, "node", "ls", "--stale"); code != 0 || strings.Count(w.stdout.String(), "node0") < 3 {
+		t.Errorf("node ls --stale: exit %d: %s%s", code, w.stdout.String(), w.stderr.String())
+	}
+}

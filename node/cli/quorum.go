@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -59,15 +60,15 @@ func (e *env) quorumLs(c *cli.Context) error {
 }
 
 func (e *env) printQuorum(c *cli.Context, api *client.Client) error {
-	var q fleet.DescribeQuorumResult
-	if err := api.Call(c.Context, "DescribeQuorum", fleet.DescribeQuorumRequest{}, &q); err != nil {
+	q, err := readAnyway[fleet.DescribeQuorumResult](c, api, "DescribeQuorum", fleet.DescribeQuorumRequest{})
+	if q == nil {
 		return err
 	}
 	var ids []string
 	for _, m := range q.Members {
 		ids = append(ids, string(m.InstanceId))
 	}
-	return e.print(c, result{value: q, names: ids, table: func(w io.Writer) {
+	printErr := e.print(c, result{value: q, names: ids, table: func(w io.Writer) {
 		slices.SortFunc(q.Members, func(a, b fleet.QuorumMember) int { return naturalCompare(a.Name, b.Name) })
 		t := newTable("NAME", "ID", "ROLE", "ANSWERS", "APPLIED", "ADDRESS", "FINGERPRINT")
 		for _, m := range q.Members {
@@ -81,6 +82,7 @@ func (e *env) printQuorum(c *cli.Context, api *client.Client) error {
 		t.write(w)
 		fmt.Fprintf(w, "\n%s to sign a ticket; trust version %d\n", count(q.Threshold, "voter"), q.TrustVersion)
 	}})
+	return errors.Join(err, printErr)
 }
 
 func (e *env) quorumAdd(c *cli.Context) error {

@@ -44,7 +44,7 @@ func (e *env) status(c *cli.Context) error {
 	api, err := e.connect(c)
 	if err == nil {
 		defer api.Close()
-		s.Fleet, err = fleetStatus(c, api)
+		s.Fleet, err = readAnyway[fleet.GetStatusResult](c, api, "GetStatus", fleet.GetStatusRequest{})
 	}
 	switch {
 	case s.Host == nil && isNoCredential(err):
@@ -63,18 +63,15 @@ func (e *env) status(c *cli.Context) error {
 	return err
 }
 
-// fleetStatus asks for the fleet's status. Without a quorum it gives both the
-// error and what one host of it knows.
-func fleetStatus(c *cli.Context, api *client.Client) (*fleet.GetStatusResult, error) {
-	s := new(fleet.GetStatusResult)
-	err := api.Call(c.Context, "GetStatus", fleet.GetStatusRequest{}, s)
-	if fleet.KindOf(err) == fleet.NoQuorum && api.CallStale(c.Context, "GetStatus", fleet.GetStatusRequest{}, s) == nil {
-		return s, err
+// readAnyway is a read that is of use without a quorum too: then it gives both
+// the error and what one host of it knows.
+func readAnyway[Resp any](c *cli.Context, api *client.Client, operation string, req any) (*Resp, error) {
+	resp := new(Resp)
+	err := api.Call(c.Context, operation, req, resp)
+	if err == nil || fleet.KindOf(err) == fleet.NoQuorum && api.CallStale(c.Context, operation, req, resp) == nil {
+		return resp, err
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return nil, err
 }
 
 func (e *env) statusText(w io.Writer, s statusResult) {

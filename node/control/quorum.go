@@ -116,7 +116,7 @@ func (c *Control) admit(ctx context.Context, store *state.Store, cand fleet.NewV
 	if err := c.cfg.Quorum.AddNonvoter(ctx, n.ID); err != nil {
 		return fmt.Errorf("let %s follow the log: %w", n.Name, err)
 	}
-	c.cfg.Logger.Info("host became eligible", "node", n.ID)
+	c.cfg.Logger.Info("host became eligible", "peer", n.ID)
 	return nil
 }
 
@@ -155,7 +155,7 @@ func (c *Control) promote(ctx context.Context, store *state.Store, next *identit
 		if err := c.cfg.Quorum.AddVoter(ctx, v.Node); err != nil {
 			return fmt.Errorf("make %s a voter: %w", v.Node, err)
 		}
-		c.cfg.Logger.Info("host became a voter", "node", v.Node)
+		c.cfg.Logger.Info("host became a voter", "peer", v.Node)
 	}
 	return nil
 }

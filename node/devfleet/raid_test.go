@@ -343,13 +343,17 @@ func deliveries() []attack {
 			return &req, nil
 		})
 	}
-	all = append(all, attack{"the order again, with the bait", harmless, deliver(func(r *raid, at place) (*rpc.DeliverRequest, error) {
-		req := *r.order.caught
-		req.Document, req.Parameters = r.bait()
-		i := slices.Index(r.order.targets, at.to.Node)
-		req.Index, req.Path = uint32(max(i, 0)), ticket.Path(r.order.targets, max(i, 0))
-		return &req, nil
-	})})
+	for name, baited := range map[string]bool{"the order again": false, "the order again, with the bait": true} {
+		all = append(all, attack{name, harmless, deliver(func(r *raid, at place) (*rpc.DeliverRequest, error) {
+			req := *r.order.caught
+			if baited {
+				req.Document, req.Parameters = r.bait()
+			}
+			i := max(0, slices.Index(r.order.targets, at.to.Node))
+			req.Index, req.Path = uint32(i), ticket.Path(r.order.targets, i)
+			return &req, nil
+		})})
+	}
 	return all
 }
 

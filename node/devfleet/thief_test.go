@@ -36,8 +36,10 @@ import (
 	"fleet/node/wire"
 )
 
-// patience bounds every wait for a condition.
-const patience = 30 * time.Second
+const (
+	patience  = 30 * time.Second // bounds every wait for a condition
+	alertWait = 10 * time.Second // for a refusal in a handshake
+)
 
 // await waits until a condition holds.
 func await(t *testing.T, what string, holds func() bool) {
@@ -493,7 +495,7 @@ func closed(ctx context.Context, addr string, p transport.Proto, name string, ce
 	conn, err := dialTLS(ctx, addr, p, name, cert)
 	if err == nil {
 		defer conn.Close() //nolint:errcheck // it is refused
-		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(alertWait)); err != nil {
 			return err
 		}
 		var n int

@@ -41,6 +41,7 @@ const (
 const (
 	codeContent    = "InvalidDocumentContent"
 	codeVersion    = "InvalidDocumentSchemaVersion"
+	codeSize       = "MaxDocumentSizeExceeded"
 	codeParameters = "InvalidParameters"
 )
 
@@ -111,7 +112,7 @@ func badContent(format string, args ...any) error {
 // of kind Invalid (TooLarge over MaxContent) and name the place.
 func Parse(content []byte) (*Document, error) {
 	if len(content) > MaxContent {
-		return nil, fleet.CodeErrorf(fleet.TooLarge, "MaxDocumentSizeExceeded", "the document has %d bytes, at most %d are allowed", len(content), MaxContent)
+		return nil, fleet.CodeErrorf(fleet.TooLarge, codeSize, "the document has %d bytes, at most %d are allowed", len(content), MaxContent)
 	}
 	tree, err := parseTree(content)
 	if err != nil {
@@ -169,7 +170,8 @@ func (r *reader) document(tree any) *Document {
 		d.SchemaVersion = strconv.FormatFloat(v, 'f', -1, 64)
 	}
 	if d.SchemaVersion != "2.2" && r.err == nil {
-		r.err = fleet.CodeErrorf(fleet.Invalid, codeVersion, "document: schemaVersion must be \"2.2\"; %.20q is not supported", d.SchemaVersion)
+		r.err = fleet.CodeErrorf(fleet.Invalid, codeVersion, "document: schemaVersion must be \"2.2\"; %.20q is not supported",
+			d.SchemaVersion)
 	}
 	if v, there := m["idempotent"]; there {
 		b, ok := v.(bool)

@@ -71,7 +71,8 @@ func (d *Document) lintScript(text string) (all []string) {
 		case byVariable && inSingleQuotes(text[:m[0]]):
 			all = append(all, fmt.Sprintf("{{ %s }} becomes a variable, which is not expanded in single quotes: use double quotes", name))
 		case p.Interpolation == Text && free && p.Type == String:
-			all = append(all, fmt.Sprintf("parameter %s is put into the script as text and may hold any command: declare allowedPattern or allowedValues, or use interpolationType %s", name, EnvVar))
+			all = append(all, fmt.Sprintf("parameter %s is put into the script as text and may hold any command: "+
+				"declare allowedPattern or allowedValues, or use interpolationType %s", name, EnvVar))
 		}
 	}
 	return all

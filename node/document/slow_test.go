@@ -9,6 +9,7 @@ import (
 
 // Whatever 64 KiB of YAML are, they are read or refused in a moment.
 func TestNoContentIsSlow(t *testing.T) {
+	const manyLines = 4000
 	fill := func(s string) string { return strings.Repeat(s, MaxContent/len(s)) }
 	staircase := func() string {
 		var b strings.Builder
@@ -31,6 +32,25 @@ func TestNoContentIsSlow(t *testing.T) {
 		"comments": fill("#\n"), "documents": fill("---\n"), "percent": fill("%a\n"), "blank lines": "a: |\n" + fill("\n"),
 		"deep": staircase(), "many keys": keys(), "literals": fill("- |\n x\n"), "tabs": "a:" + fill("\t"), "returns": fill("\r"),
 		"JSON list": `{"a":[` + fill("[],"), "long text": "a: " + fill("x"), "escapes": `a: "` + fill(`\u0041`), "laughs": billionLaughs(),
+		"allowed blank lines":                "a: |\n" + strings.Repeat("\n", manyLines-1) + fill(" x"),
+		"blank lines last":                   "a: |\n x" + fill("x")[:50_000] + strings.Repeat("\n", manyLines-1),
+		"a script":                           "a: |\n" + strings.Repeat("  echo a line\n", manyLines-1),
+		"folded lines":                       "a: >\n" + strings.Repeat("  some words\n", manyLines-1),
+		"plain lines":                        "a: b\n" + strings.Repeat("  some words\n", manyLines-1),
+		"quoted lines":                       "a: '" + strings.Repeat("  some words\n", manyLines-1),
+		"double quoted lines":                "a: \"" + strings.Repeat("  some words\n", manyLines-1),
+		"plain blank lines":                  "a: b" + strings.Repeat("\n", manyLines-1) + " " + fill("x")[:50_000],
+		"quoted blank lines":                 "a: 'b" + strings.Repeat("\n", manyLines-1) + " " + fill("x")[:50_000],
+		"blank lines before a key":           "a: |\n x" + fill("x")[:50_000] + strings.Repeat("\n", manyLines-2) + "b: 1\n",
+		"spaces before a key":                "a: |\n x" + fill("x")[:30_000] + strings.Repeat("  \n", manyLines-2) + "b: 1\n",
+		"carriage returns before a key":      "a: |\n x" + fill("x")[:30_000] + strings.Repeat("\r", manyLines-2) + "b: 1\n",
+		"folded blank lines before a key":    "a: >\n x" + fill("x")[:50_000] + strings.Repeat("\n", manyLines-2) + "b: 1\n",
+		"comments in a text":                 "a: |\n x" + fill("x")[:30_000] + strings.Repeat("\n#\n", manyLines/2-2) + "b: 1\n",
+		"markers":                            "a: |\n x" + fill("x")[:20_000] + strings.Repeat("\n---", manyLines-2) + "\nb: 1\n",
+		"lists of texts":                     strings.Repeat("- |\n  x\n", manyLines/2-2),
+		"as many blank lines as are allowed": "a: |\n x" + fill("x")[:60_000] + strings.Repeat("\n", maxBlank/61_000) + "b: 1\n",
+		"no-break lines":                     "a: |\n" + fill(" \r"), "nested flow": fill("[[],"), "plain words": "a: " + fill("b "), "commas": "[" + fill(","),
+		"colons in words": "a: " + fill("b:c "), "hashes": "a: " + fill("b #"), "equal keys": fill("a: 1\n")[:20_000],
 	} {
 		t.Run(name, func(t *testing.T) {
 			begin := time.Now()

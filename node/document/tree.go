@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"unicode/utf8"
 
+	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
@@ -20,6 +21,11 @@ import (
 const (
 	maxDepth = 32
 	maxNodes = 20_000 // aliases count as often as they are used
+
+	// maxBlank bounds the blank lines of YAML, multiplied by its size: its
+	// scanner copies a block of text at each of them. It allows 512 in a document
+	// of the largest size. JSON has no such limit.
+	maxBlank = 32 << 20
 )
 
 // parseTree reads JSON or YAML into a tree of nil, bool, int64, float64,
@@ -144,13 +150,17 @@ func parseYAML(content []byte) (v any, err error) {
 			v, err = nil, fmt.Errorf("YAML: it cannot be read: %v", p)
 		}
 	}()
+	content = append(bytes.TrimRight(content, " \t\r\n"), '\n')
+	if n := blankLines(content); n*len(content) > maxBlank {
+		return nil, fmt.Errorf("YAML: %d blank lines are too many in %d bytes (JSON may have more)", n, len(content))
+	}
 	tokens := lexer.Tokenize(string(content))
 	if err := shallow(tokens); err != nil {
 		return nil, fmt.Errorf("YAML: %w", err)
 	}
 	file, err := parser.Parse(tokens, 0)
 	if err != nil {
-		return nil, fmt.Errorf("YAML: %w", err)
+		return nil, fmt.Errorf("YAML: %w", plain(err))
 	}
 	var bodies []ast.Node
 	for _, doc := range file.Docs {
@@ -166,6 +176,34 @@ func parseYAML(content []byte) (v any, err error) {
 		return nil, fmt.Errorf("YAML: %w", err)
 	}
 	return v, nil
+}
+
+// blankLines counts the lines without text; each of CR, LF and CR LF ends one.
+func blankLines(content []byte) (n int) {
+	blank := true
+	for i, c := range content {
+		switch c {
+		case '\n', '\r':
+			if blank && !(c == '\n' && i > 0 && content[i-1] == '\r') {
+				n++
+			}
+			blank = true
+		case ' ', '\t':
+		default:
+			blank = false
+		}
+	}
+	return n
+}
+
+// plain is an error of the library without the excerpt that it would print:
+// that takes long where much is on one line.
+func plain(err error) error {
+	var y yaml.Error
+	if errors.As(err, &y) {
+		return fmt.Errorf("line %d: %s", line(y.GetToken()), shorten(y.GetMessage(), maxText))
+	}
+	return errors.New("it cannot be read")
 }
 
 // shallow refuses what would make the parser descend deeper than maxDepth:

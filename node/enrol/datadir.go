@@ -124,8 +124,13 @@ func createDir(path string) (*Dir, error) {
 	if err := refuseEnrolled(path); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{path, filepath.Join(path, "keys"), filepath.Join(path, "blob")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	// Others may pass through the directory, to the working directory of a
+	// command that runs as them, and see nothing else.
+	if err := os.MkdirAll(path, 0o711); err != nil {
+		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	for _, dir := range []string{"keys", "blob"} {
+		if err := os.MkdirAll(filepath.Join(path, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("create data directory: %w", err)
 		}
 	}

@@ -29,6 +29,7 @@ func fixedAnswer() *answer {
 		Version: 1, Time: testStart.UnixNano(), Peers: []wirePeer{{Node: testPeers[0].Node, Address: testPeers[0].Address}},
 		FleetName: "acme", NodeName: "web01", Certificate: []byte("certificate"), Issuer: []byte("issuer"), Root: []byte("root"),
 		Trust: []byte("trust"), GossipKeys: [][]byte{[]byte("gossip key")}, NodeRecord: []byte("record"),
+		Origin: testStart.UnixNano() - 1,
 	}
 }
 

@@ -155,6 +155,7 @@ func TestJoin(t *testing.T) {
 	})
 	for name, off := range map[string]time.Duration{
 		"an hour behind": -time.Hour, "an hour ahead": time.Hour, "a minute behind": -time.Minute, "a day behind": -23 * time.Hour,
+		"forty days ahead": 40 * 24 * time.Hour, // the new certificate has ended by it
 	} {
 		bubble(t, "clock "+name, func(t *testing.T, w *world) {
 			w.quorumHost()
@@ -183,6 +184,103 @@ func (w *world) quorumHostAt(ip string, change ...func(*ServerConfig)) {
 	w.serve(ip, w.quorumCert(), nil, change...)
 }
 
+// TestClockTooWrong: before its clock is set such a host cannot even check whom
+// it speaks to.
+func TestClockTooWrong(t *testing.T) {
+	for name, off := range map[string]time.Duration{"three days behind": -72 * time.Hour, "two years ahead": 2 * 365 * 24 * time.Hour} {
+		bubble(t, name, func(t *testing.T, w *world) {
+			w.quorumHost()
+			o := w.joinOptions(w.activation(1, time.Hour, "10.0.0.1:7790"))
+			o.Now = func() time.Time { return time.Now().Add(off) }
+			_, err := Join(t.Context(), o)
+			wantError(t, err, fleet.Expired, "10.0.0.1:7790")
+			if hint := fleet.HintOf(err); !strings.Contains(hint, "clock") {
+				t.Errorf("hint %q", hint)
+			}
+			notEnrolled(t, o.DataDir)
+		})
+	}
+}
+
+// TestServerDecides is what costs an activation and what does not.
+func TestServerDecides(t *testing.T) {
+	request := func(t *testing.T, addr string) []byte {
+		h := fixedHello(t)
+		p, _, err := identity.ParseJoinRequest(h.Request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Address = addr
+		return must[[]byte](t)(identity.NewJoinRequest(p, testKey('A', 1), identity.Code{4, 5, 6}))
+	}
+	broken := errors.New("no issuing key")
+	for _, tc := range []struct {
+		name    string
+		hello   *hello
+		issuing error
+		asked   bool
+		kind    fleet.Kind // Other: an answer
+		part    string
+	}{
+		{"only asks where", &hello{Version: 1}, nil, false, fleet.Other, ""},
+		{"another version", &hello{Version: 2}, nil, false, fleet.Invalid, "version 2"},
+		{"no version", &hello{Request: request(t, "10.0.0.9:7790")}, nil, false, fleet.Invalid, "version 0"},
+		{"garbage", &hello{Version: 1, Request: []byte("x")}, nil, false, fleet.Invalid, "join request"},
+		{"an address that fits no node record", &hello{Version: 1, Request: request(t, "web01.example.org:7790")}, nil, false, fleet.Invalid, "not IP:PORT"},
+		{"this host does not vote", &hello{Version: 1, Request: request(t, "10.0.0.9:7790")}, fleet.Errorf(fleet.Unavailable, "not yet"), false, fleet.Other, ""},
+		{"this host cannot sign", &hello{Version: 1, Request: request(t, "10.0.0.9:7790")}, broken, false, fleet.Other, "no issuing key"},
+		{"in order", &hello{Version: 1, Request: request(t, "10.0.0.9:7790")}, nil, true, fleet.Denied, "says the quorum"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			asked := false
+			s := NewServer(ServerConfig{
+				Peers: func() []Peer { return testPeers },
+				Enrol: func(context.Context, []byte) (*fleet.Node, error) {
+					asked = true
+					return nil, fleet.Errorf(fleet.Denied, "no, says the quorum")
+				},
+				Issuing: func() (*Issuing, error) { return &Issuing{}, tc.issuing },
+				Now:     func() time.Time { return testStart }, Logger: quiet(),
+			})
+			a, err := s.decide(t.Context(), tc.hello)
+			if asked != tc.asked {
+				t.Errorf("the quorum was asked: %v, want %v", asked, tc.asked)
+			}
+			if tc.part != "" {
+				wantError(t, err, tc.kind, tc.part)
+			} else if err != nil || len(a.Peers) != len(testPeers) || len(a.Certificate) != 0 {
+				t.Errorf("answer %+v, %v; want the quorum's addresses", a, err)
+			}
+		})
+	}
+}
+
+// TestOrigin: a host whose row is older than this enrolment has lost its data,
+// and may have run what was sent to it since.
+func TestOrigin(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		key := testKey('A', 5)
+		token := w.activation(1, 24*time.Hour)
+		request := must[[]byte](t)(identity.NewJoinRequest(identity.JoinPayload{
+			Fleet: w.result.Fleet, Activation: token.Activation, Key: key.Public(), Address: "10.0.0.9:7790", Epoch: uint32(time.Now().Unix()),
+		}, key, token.Code))
+		s := NewServer(w.config())
+		first := time.Now().UnixNano()
+		for _, tc := range []struct {
+			after time.Duration
+			want  int64
+		}{
+			{0, first}, {maxSkew, first}, {time.Hour, first + int64(maxSkew+time.Hour)},
+		} {
+			time.Sleep(tc.after)
+			a := must[*answer](t)(s.decide(t.Context(), &hello{Version: 1, Request: request}))
+			if a.Origin != tc.want {
+				t.Errorf("%s later: origin %d, want %d", tc.after, a.Origin, tc.want)
+			}
+		}
+	})
+}
+
 // checkJoined checks that a host is enrolled as the result says.
 func checkJoined(t *testing.T, w *world, o JoinOptions, r *JoinResult) {
 	t.Helper()
@@ -197,6 +295,9 @@ func checkJoined(t *testing.T, w *world, o JoinOptions, r *JoinResult) {
 	row := w.fsm.Store().Node(r.Node)
 	if row == nil || row.Key != id.Key.Public() {
 		t.Errorf("row %+v", row)
+	}
+	if _, err := os.Stat(d.File("journal")); err != nil {
+		t.Errorf("journal: %v", err)
 	}
 	record := must[[]byte](t)(os.ReadFile(d.File("keys/node.record")))
 	trust := must[*identity.Trust](t)(d.Trust(f.Root()))

@@ -183,7 +183,7 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	}
 	a.FleetName, a.NodeName = issuing.FleetName, node.Name
 	a.Issuer, a.Root, a.Trust, a.GossipKeys = issuing.Issuer, issuing.Root, issuing.Trust, issuing.GossipKeys
-	s.cfg.Logger.Info("node enrolled", "node", node.ID, "addr", node.Address)
+	s.cfg.Logger.Info("node enrolled", "enrolled", node.ID, "addr", node.Address)
 	return a, nil
 }
 

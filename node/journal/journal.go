@@ -240,10 +240,12 @@ func (j *Journal) Admits(created, expires int64) error {
 	case j.origin == 0:
 		return fleet.Errorf(fleet.Unavailable, "this host lost its journal and waits for the time of the fleet to begin a new one")
 	case created < j.origin:
-		return fleet.Errorf(fleet.Denied, "the command was created %s, before this host's journal began (%s): it may have run here already",
+		return fleet.Errorf(fleet.Denied,
+			"the command was created %s, before this host's journal began (%s): it may have run here already",
 			stampText(created), stampText(j.origin))
 	case expires <= j.expired:
-		return fleet.Errorf(fleet.Denied, "the command expired %s, and this host's journal of that time was given up: it may have run here already",
+		return fleet.Errorf(fleet.Denied,
+			"the command expired %s, and this host's journal of that time was given up: it may have run here already",
 			stampText(expires))
 	}
 	return nil

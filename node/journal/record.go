@@ -131,7 +131,7 @@ func looksLikeFrame(b []byte) bool {
 // torn tail, or else the error is of kind Corrupt.
 func (j *Journal) replay(b []byte) (good int, err error) {
 	if len(b) < len(header) || string(b[:len(header)]) != header {
-		return 0, fleet.Errorf(fleet.Corrupt, "it does not begin with %q: it is damaged or of another version", header[:len(header)-1]).WithHint(damageHint)
+		return 0, damaged("it does not begin with %q: it is damaged or of another version", header[:len(header)-1])
 	}
 	good = len(header)
 	for good < len(b) {
@@ -144,32 +144,35 @@ func (j *Journal) replay(b []byte) (good int, err error) {
 			err = fmt.Errorf("it was written when %d bytes were on disk", r.Durable)
 		}
 		if err != nil {
-			return good, fleet.Errorf(fleet.Corrupt, "the record at byte %d contradicts those before it: %w", good, err).WithHint(damageHint)
+			return good, damaged("the record at byte %d contradicts those before it: %w", good, err)
 		}
 		j.apply(r)
 		good += n
 	}
 	if good == len(header) {
-		return good, fleet.Errorf(fleet.Corrupt, "it is empty").WithHint(damageHint)
+		return good, damaged("it is empty")
 	}
 	return good, nil
 }
 
-const damageHint = "move it away: the host then begins a new one and refuses commands that are older"
+func damaged(format string, args ...any) error {
+	return fleet.Errorf(fleet.Corrupt, format, args...).
+		WithHint("move it away: the host then begins a new one and refuses commands that are older")
+}
 
 // tornAt decides whether the bad bytes from offset on were never whole. They
 // were if a later frame says that they were on disk.
 func (j *Journal) tornAt(b []byte, offset int, cause error) error {
 	if offset == len(header) {
 		// The first frame is on disk before the file has its name.
-		return fleet.Errorf(fleet.Corrupt, "its first record is damaged: %w", cause).WithHint(damageHint)
+		return damaged("its first record is damaged: %w", cause)
 	}
 	for at := offset + 1; at < len(b); at++ {
 		if !looksLikeFrame(b[at:]) {
 			continue
 		}
 		if r, _, err := decode(b[at:]); err == nil && r.Durable > int64(offset) {
-			return fleet.Errorf(fleet.Corrupt, "it is damaged at byte %d (a good record follows at byte %d): %w", offset, at, cause).WithHint(damageHint)
+			return damaged("it is damaged at byte %d (a good record follows at byte %d): %w", offset, at, cause)
 		}
 	}
 	return nil

@@ -215,7 +215,10 @@ func (r *Runner) runSteps(ctx context.Context, k journal.Key, j *job) (details [
 		} else if ctx.Err() != nil {
 			o = StoppedOutcome(-1)
 		} else {
-			task := &Task{Command: k.Command, Step: s, Number: i, Account: j.account, Env: j.env, Dir: dir, DirPath: path, Start: r.starter(k, j)}
+			task := &Task{
+				Command: k.Command, Step: s, Number: i, Account: j.account, Env: j.env,
+				Dir: dir, DirPath: path, Start: r.starter(k, j),
+			}
 			o, stdout, stderr = r.runStep(ctx, task, inline)
 			inline -= len(stdout.Inline) + len(stderr.Inline)
 		}
@@ -261,7 +264,8 @@ func (r *Runner) runStep(ctx context.Context, t *Task, inline int) (o Outcome, s
 func (r *Runner) callPlugin(ctx context.Context, t *Task) (o Outcome) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.cfg.Logger.Error("plugin crashed", "command", t.Command, "plugin", t.Step.Action, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			r.cfg.Logger.Error("plugin crashed", "command", t.Command, "plugin", t.Step.Action, "err", fmt.Sprint(p),
+				"stack", string(debug.Stack()))
 			o = failed("the plugin %s crashed", t.Step.Action)
 		}
 	}()

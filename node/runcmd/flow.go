@@ -93,7 +93,8 @@ func after(s *document.Step, o Outcome) Outcome {
 		say("exit code 169: the step failed, no further step is run")
 	case exited && (o.Code == exitReboot || o.Code == exitRebootWindows):
 		o.State, o.exits, o.Reason = fleet.Failed, true, ""
-		say(fmt.Sprintf("exit code %d asks for a restart of the host, which this release does not do: restart it and run the command again", o.Code))
+		say(fmt.Sprintf("exit code %d asks for a restart of the host, which this release does not do: "+
+			"restart it and run the command again", o.Code))
 	case o.State == fleet.Failed && s.OnFailure == document.FailureSuccess:
 		say("onFailure: the step counts as a success, no further step is run")
 		o.State, o.Code, o.exits = fleet.Success, exitSuccess, true

@@ -48,7 +48,8 @@ func judge(t *ticket.Ticket, now time.Time, known bool, admits error) ruling {
 	case !known:
 		return ruling{state: NotReady, reason: "this host has not heard the time from enough voters in the last minutes"}
 	case now.Before(time.Unix(0, t.NotBefore).Add(-Skew)):
-		return ruling{state: NotReady, reason: fmt.Sprintf("the ticket counts from %s on, it is %s", stamp(t.NotBefore), stamp(now.UnixNano()))}
+		reason := fmt.Sprintf("the ticket counts from %s on, it is %s", stamp(t.NotBefore), stamp(now.UnixNano()))
+		return ruling{state: NotReady, reason: reason}
 	case now.UnixNano() > t.NotAfter:
 		return ruling{state: Refused, result: fleet.DeliveryTimedOut, reason: lateReason(t, now)}
 	}

@@ -154,7 +154,8 @@ type Runner struct {
 // New opens the runner's directory and takes up what the journal holds. It
 // starts nothing.
 func New(cfg Config) (*Runner, error) {
-	if cfg.Journal == nil || cfg.Blobs == nil || cfg.Trust == nil || cfg.Clock == nil || cfg.Report == nil || cfg.Key.IsZero() || cfg.Dir == "" {
+	if cfg.Journal == nil || cfg.Blobs == nil || cfg.Trust == nil || cfg.Clock == nil || cfg.Report == nil ||
+		cfg.Key.IsZero() || cfg.Dir == "" {
 		return nil, errors.New("runcmd: an incomplete configuration")
 	}
 	cfg = cfg.withDefaults()
@@ -322,7 +323,8 @@ func (r *Runner) genuine(signed *ticket.Signed, d Delivery) error {
 // capable decides whether this host can run what the quorum ordered.
 func (r *Runner) capable(t *ticket.Ticket, d Delivery) ruling {
 	if len(t.Nested) > 0 {
-		return ruling{state: Refused, result: fleet.Undeliverable, reason: "documents that run documents are not supported by this version of fleet"}
+		const reason = "documents that run documents are not supported by this version of fleet"
+		return ruling{state: Refused, result: fleet.Undeliverable, reason: reason}
 	}
 	if _, err := r.prepare(d.Document, d.Parameters, t); err != nil {
 		return ruling{state: Refused, result: fleet.Undeliverable, reason: err.Error()}
@@ -367,7 +369,8 @@ func (r *Runner) refuse(t *ticket.Ticket, d Delivery, rule ruling) (Answer, erro
 	now := r.cfg.Now()
 	result := r.sign(keyOf(t), d.Index, Outcome{State: rule.result, Code: -1, Reason: rule.reason}, nil, 0, now)
 	a := Answer{State: Refused, Result: result, Reason: cut(rule.reason, maxReason)}
-	r.cfg.Logger.Warn("command refused", "command", t.Command, "document", d.DocumentName, "state", rule.result.Details(), "reason", a.Reason)
+	r.cfg.Logger.Warn("command refused", "command", t.Command, "document", d.DocumentName, "state", rule.result.Details(),
+		"reason", a.Reason)
 	if rule.forget {
 		return a, nil
 	}

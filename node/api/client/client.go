@@ -135,6 +135,8 @@ func Open(ctx context.Context, cred identity.Credential, opts Options) (*Client,
 		MaxConnsPerHost:     8,
 		MaxIdleConnsPerHost: 2,
 		IdleConnTimeout:     time.Minute,
+
+		MaxResponseHeaderBytes: 16 << 10,
 		// A request answers within its operation's timeout; a stream begins at once.
 		ResponseHeaderTimeout: longestOperation,
 	}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
