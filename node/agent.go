@@ -44,7 +44,7 @@ func (n *Node) buildAgent() error {
 // heartbeat tells one voter that this host is there and takes what is new.
 func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, error) {
 	req := &rpc.HeartbeatRequest{
-		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(), Boot: n.boot, Warnings: n.warnings(),
+		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
 	}
 	if _, err := rand.Read(req.Nonce[:]); err != nil {
 		return time.Time{}, fmt.Errorf("make nonce: %w", err)
@@ -61,7 +61,7 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 			n.log.Warn("trust.json from a voter not taken", "peer", voter, "err", err)
 		}
 	}
-	n.view.merge(resp)
+	n.view.merge(voter, resp)
 	if len(resp.NodeRecord) > 0 {
 		n.setRecord(resp.NodeRecord)
 	}
@@ -72,9 +72,9 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 	return time.Unix(0, resp.Time), nil
 }
 
-// report brings a result to the quorum: first the blobs that it names, then
-// the result, both to the same voter, the leader if it answers. It gives the
-// log index that holds the result.
+// report brings a result to the quorum: first the blobs that it names, if they
+// can be brought, then the result, both to the same voter, the leader if it
+// answers. It gives the log index that holds the result.
 func (n *Node) report(ctx context.Context, result, detail []byte, blobs []fleet.Digest) (uint64, error) {
 	order := n.voters()
 	if leader := n.leader(); leader != "" {
@@ -106,7 +106,11 @@ func (n *Node) report(ctx context.Context, result, detail []byte, blobs []fleet.
 func (n *Node) reportTo(ctx context.Context, voter fleet.NodeID, result, detail []byte, blobs []fleet.Digest) (uint64, error) {
 	for _, d := range blobs {
 		if err := n.putBlob(ctx, voter, d); err != nil {
-			return 0, err
+			// Output that cannot be read here, or not be taken there, must not
+			// keep the result back: this host keeps its copy, which is asked for
+			// when somebody wants to read it.
+			n.log.Warn("output stays on this host", "peer", voter, "err", err)
+			break
 		}
 	}
 	resp, err := rpc.Call[rpc.ReportRequest, rpc.ReportResponse](ctx, n.rpc, quorumHost(voter), rpc.MethodReport,
@@ -117,7 +121,12 @@ func (n *Node) reportTo(ctx context.Context, voter fleet.NodeID, result, detail 
 	return resp.Index, nil
 }
 
+// blobTime bounds the way of one blob to a voter.
+const blobTime = 45 * time.Second
+
 func (n *Node) putBlob(ctx context.Context, voter fleet.NodeID, d fleet.Digest) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, blobTime)
+	defer cancel()
 	r, err := n.blobs.Get(d)
 	if err != nil {
 		return fmt.Errorf("read output: %w", err)

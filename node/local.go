@@ -117,7 +117,7 @@ func (m *member) outlook() []fleet.Warning {
 // voters refused to sign while it led, and when its own certificate ends. A
 // voter that does not answer is warned of as such, not as one that refuses.
 func (m *member) warnings() []fleet.Warning {
-	var ws []fleet.Warning
+	ws := m.clockWarning()
 	if m.n.Leads() {
 		refusals := m.signer.Refusals()
 		for _, id := range slices.Sorted(maps.Keys(refusals)) {

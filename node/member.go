@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"fleet/node/api"
@@ -39,6 +41,7 @@ type member struct {
 	signer   *cosign.Signer
 	dispatch *dispatch.Dispatcher
 	api      *api.Server
+	clock    atomic.Pointer[clockState] // of the time in which this host leads; nil before the first comparison
 }
 
 // startMember starts the quorum half of this host.
@@ -71,7 +74,8 @@ func (n *Node) startMember() error {
 	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: n.seen, Blobs: n.blobs,
-		Now: n.cfg.Now, Logger: n.log.With("component", "control"),
+		Clock: func() error { return m.clock.Load().err() },
+		Now:   n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
 	m.signer = cosign.New(cosign.Config{
 		Self: n.info.Node, Key: func() identity.PrivateKey { return m.key }, Store: m.fsm.Store, WaitApplied: m.fsm.WaitApplied,
@@ -134,6 +138,15 @@ func (n *Node) raftTiming() quorum.Timing {
 
 // lead is what only the leader does, until ctx is done.
 func (m *member) lead(ctx context.Context, genesis []byte) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	m.clock.Store(nil)
+	if len(m.n.trust.Load().Voters) == 1 {
+		m.clock.Store(&clockState{known: true})
+	}
+	wg.Go(func() { m.watchClock(ctx) })
 	if !m.fsm.Store().Fleet().Genesis {
 		if genesis == nil {
 			return fleet.Errorf(fleet.Corrupt, "this host leads a quorum without a fleet in its log, and has no genesis to found one")
@@ -150,6 +163,7 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 		return fmt.Errorf("remove genesis: %w", err)
 	}
 	m.n.beats.Kick()
+	wg.Go(func() { m.control.Reconcile(ctx) })
 	return m.dispatch.Lead(ctx)
 }
 

@@ -60,7 +60,7 @@ func (n *Node) buildRPC() {
 		return &rpc.ReadIndexResponse{Index: index}, err
 	}))
 	rpc.Handle(s, rpc.MethodApplied, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.AppliedResponse, error) {
-		return &rpc.AppliedResponse{Index: m.fsm.Applied()}, nil
+		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano()}, nil
 	}))
 	rpc.Handle(s, rpc.MethodPresence, asMember(n, func(context.Context, *member, identity.Peer, *rpc.Empty) (*rpc.PresenceResponse, error) {
 		return n.presence(), nil
@@ -92,6 +92,9 @@ func (n *Node) memberFor(peer identity.Peer) (*member, error) {
 	m := n.member.Load()
 	if m == nil {
 		return nil, fleet.Errorf(fleet.Unavailable, "%s is not a host of the quorum", n.info.Node)
+	}
+	if peer.Role == fleet.RoleQuorum && !m.admitRaft(peer, n.trust.Load()) {
+		return nil, fleet.Errorf(fleet.Denied, "%s is not in this fleet's quorum", peer.Node)
 	}
 	if peer.Role == fleet.RoleAgent {
 		row := m.fsm.Store().Node(peer.Node)

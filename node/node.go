@@ -356,6 +356,11 @@ func (n *Node) admit(p transport.Proto, peer identity.Peer) error {
 			return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
 		}
 	case fleet.RoleQuorum:
+		for _, v := range trust.Voters {
+			if v.Node == peer.Node && v.Key != peer.Key {
+				return fleet.Errorf(fleet.Denied, "the quorum certificate of %s is not for the key that trust.json version %d names", peer.Node, trust.Version)
+			}
+		}
 		if p == transport.Raft && (m == nil || !m.admitRaft(peer, trust)) {
 			return fleet.Errorf(fleet.Denied, "%s is not in this fleet's quorum", peer.Node)
 		}

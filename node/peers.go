@@ -120,22 +120,20 @@ type view struct {
 
 	mu    sync.Mutex // guards all below
 	rows  map[fleet.NodeID]rpc.ViewRow
-	index uint64
+	index map[fleet.NodeID]uint64 // by voter: how far its rows reach; a voter that lies spoils its own only
 	asOf  time.Time
 	lead  fleet.NodeID
 	peers map[fleet.NodeID]string
 }
 
 func newView(now func() time.Time) *view {
-	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, peers: map[fleet.NodeID]string{}}
+	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, index: map[fleet.NodeID]uint64{}, peers: map[fleet.NodeID]string{}}
 }
 
-func (v *view) merge(resp *rpc.HeartbeatResponse) {
+func (v *view) merge(voter fleet.NodeID, resp *rpc.HeartbeatResponse) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if resp.ViewFull {
-		v.rows = map[fleet.NodeID]rpc.ViewRow{}
-	} else if resp.ViewIndex < v.index {
+	if resp.ViewIndex < v.index[voter] {
 		return // an answer overtaken by a newer one
 	}
 	for _, row := range resp.View {
@@ -145,13 +143,13 @@ func (v *view) merge(resp *rpc.HeartbeatResponse) {
 			v.rows[row.ID] = row
 		}
 	}
-	v.index, v.asOf, v.lead = resp.ViewIndex, v.now(), resp.Leader
+	v.index[voter], v.asOf, v.lead = resp.ViewIndex, v.now(), resp.Leader
 }
 
-func (v *view) at() uint64 {
+func (v *view) at(voter fleet.NodeID) uint64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.index
+	return v.index[voter]
 }
 
 func (v *view) leader() fleet.NodeID {

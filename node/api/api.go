@@ -64,7 +64,7 @@ type Control interface {
 }
 
 const (
-	maxConns        = 256
+	defaultMaxConns = 256
 	maxBody         = 1 << 20
 	preambleTimeout = 5 * time.Second
 	shutdownTimeout = 3 * time.Second
@@ -91,6 +91,9 @@ type Config struct {
 	// for nothing.
 	Warnings func() []fleet.Warning
 
+	// MaxConns bounds the connections of operators; 0 is 256.
+	MaxConns int
+
 	// Lost is how long after its last heartbeat a host counts as lost; 0 is
 	// three heartbeats of the default interval.
 	Lost time.Duration
@@ -112,6 +115,9 @@ type Server struct {
 func NewServer(cfg Config) *Server {
 	if cfg.Lost == 0 {
 		cfg.Lost = 3 * presence.DefaultInterval
+	}
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = defaultMaxConns
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 5 * time.Second
@@ -169,11 +175,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// accept runs a preamble for each connection, at most maxConns of them open at
+// accept runs a preamble for each connection, at most MaxConns of them open at
 // a time; one more is closed, because a queue would only make its client wait
 // for a timeout.
 func (s *Server) accept(ctx context.Context, l net.Listener, proved *gate, parts *sync.WaitGroup) error {
-	slots := make(chan struct{}, maxConns)
+	slots := make(chan struct{}, s.cfg.MaxConns)
 	for {
 		conn, err := l.Accept()
 		if err != nil {

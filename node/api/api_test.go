@@ -426,13 +426,9 @@ func TestClientGoesPastAHostWithoutQuorum(t *testing.T) {
 	reads := 0
 	cutOff.control.set(func(c *fakeControl) { c.readErr = fleet.Errorf(fleet.NoQuorum, "no quorum: 1 of 3 voters") })
 	c := cutOff.client(func(_ *identity.Credential, o *client.Options) { o.Addresses = []string{cutOff.addr, "127.0.0.1:1"} })
-	began := time.Now()
 	err := c.Call(t.Context(), "DescribeNodes", nil, nil)
 	if fleet.KindOf(err) != fleet.NoQuorum || !strings.Contains(err.Error(), "1 of 3 voters") {
 		t.Errorf("got %v, want what the host said", err)
-	}
-	if d := time.Since(began); d > 3*time.Second {
-		t.Errorf("after %s: the host was asked again and again", d)
 	}
 	cutOff.control.set(func(c *fakeControl) { reads = c.reads })
 	if reads != 1 {
@@ -450,10 +446,12 @@ func TestClientLearnsWhereTheQuorumIs(t *testing.T) {
 
 func TestClientGivesUpInTime(t *testing.T) {
 	f := newFixture(t)
-	f.control.set(func(c *fakeControl) { c.readErr = fleet.Errorf(fleet.NoQuorum, "no quorum: 1 of 3 voters") })
-	c := f.client(func(_ *identity.Credential, o *client.Options) { o.Timeout = 300 * time.Millisecond })
-	err := c.Call(t.Context(), "DescribeNodes", nil, nil)
-	if fleet.KindOf(err) != fleet.NoQuorum || !strings.Contains(err.Error(), "1 of 3 voters") {
+	f.control.set(func(c *fakeControl) { c.readErr = fleet.Errorf(fleet.Unavailable, "this host is stopping") })
+	c := f.client()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	err := c.Call(ctx, "DescribeNodes", nil, nil)
+	if fleet.KindOf(err) != fleet.Unavailable || !strings.Contains(err.Error(), "is stopping") {
 		t.Errorf("got %v, want what the host said", err)
 	}
 }
@@ -565,7 +563,8 @@ func TestPanicOfAHandler(t *testing.T) {
 }
 
 func TestTooManyConnections(t *testing.T) {
-	f := newFixture(t)
+	const limit = 8
+	f := newFixture(t, func(c *Config) { c.MaxConns = limit })
 	var conns []*transport.Conn
 	defer func() {
 		for _, c := range conns {
@@ -573,7 +572,7 @@ func TestTooManyConnections(t *testing.T) {
 		}
 	}()
 	refused := false
-	for range 3 * maxConns { // the transport has limits of its own, which may come first
+	for range 3 * limit {
 		conn, err := transport.DialAPI(t.Context(), nil, f.addr, f.cred.Fleet, "", f.clock)
 		if err != nil {
 			refused = true
@@ -592,7 +591,7 @@ func TestTooManyConnections(t *testing.T) {
 	if !refused {
 		t.Fatalf("%d connections were accepted", len(conns))
 	}
-	if len(conns) < 16 {
+	if len(conns) <= limit { // the last one was refused
 		t.Errorf("refused at %d connections", len(conns))
 	}
 	for _, c := range conns {

@@ -626,7 +626,7 @@ func TestWatchNoticesALostQuorum(t *testing.T) {
 	f := newFixture(t)
 	f.fill(1)
 	id := f.send(1, fleet.Pending)
-	c := f.client(func(_ *identity.Credential, o *client.Options) { o.Timeout = 300 * time.Millisecond })
+	c := f.client(func(_ *identity.Credential, o *client.Options) { o.Timeout = 3 * time.Second })
 	began := false
 	err := c.Watch(t.Context(), fleet.WatchCommandRequest{CommandId: id}, func(fleet.WatchEvent) error {
 		if !began {

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"fleet/node/api/client"
 	"fleet/node/fleet"
 	"fleet/node/runcmd"
 	"fleet/node/ssm"
@@ -23,11 +24,8 @@ const (
 	cutMarkStderr = "\n---Error truncated----"
 )
 
-// Headers of GetCommandOutput.
-const (
-	totalHeader  = "Fleet-Total"  // bytes that the step wrote
-	digestHeader = "Fleet-Digest" // SHA-256 of what was kept, in hex
-)
+// digestHeader of GetCommandOutput is the SHA-256 of what was kept, in hex.
+const digestHeader = "Fleet-Digest"
 
 // outputWrite is how long a client may take for one part of the output.
 const outputWrite = 30 * time.Second
@@ -184,7 +182,7 @@ func getCommandOutput(ctx context.Context, c *call) error {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/octet-stream")
-	c.w.Header().Set(totalHeader, strconv.FormatUint(s.Total, 10))
+	c.w.Header().Set(client.TotalHeader, strconv.FormatUint(s.Total, 10))
 	c.w.Header().Set(digestHeader, s.Digest.String())
 	return errors.Join(c.copy(src), src.Close())
 }

@@ -197,6 +197,7 @@ func (w *watcher) together(ctx context.Context, host fleet.NodeID, d *runcmd.Det
 	for i := range d.Steps {
 		s := pick(&d.Steps[i])
 		out.Total += s.Total
+		out.Kept += s.Stored
 		if s.Total == 0 || len(b) == fleet.MaxEventOutput {
 			continue
 		}

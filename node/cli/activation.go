@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -18,7 +19,10 @@ import (
 	"fleet/node/ssm"
 )
 
-const maxTokenAddresses = 5
+const (
+	maxTokenAddresses = 5
+	maxExpires        = 30 * 24 * time.Hour
+)
 
 func (e *env) activationCommand() *cli.Command {
 	return &cli.Command{
@@ -35,8 +39,8 @@ Examples:
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags([]cli.Flag{
-					&cli.IntFlag{Name: "limit", Value: 1, Usage: "`N` hosts may join with it, 1 to 1000"},
-					&cli.StringFlag{Name: "expires", Value: "24h", Usage: "it ends after `DURATION`, at most 30d"},
+					&cli.IntFlag{Name: "limit", Value: 1, Usage: "`N` hosts may join with it, 1 to 1000 (default 1)"},
+					&cli.StringFlag{Name: "expires", Value: "24h", Usage: "it ends after `DURATION`, at most 30d (default 24h)"},
 					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
 						Usage: "each host gets the label `KEY=VALUE`; may be repeated"},
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of a host that gives none"},
@@ -81,6 +85,9 @@ func (e *env) activationCreate(c *cli.Context) error {
 	}
 	key := code.Key().Public()
 	req.PublicKey = key[:]
+	if _, err := tokenAddresses(c); err != nil {
+		return err
+	}
 	api, err := e.connect(c)
 	if err != nil {
 		return err
@@ -96,7 +103,11 @@ func (e *env) activationCreate(c *cli.Context) error {
 	var file *os.File
 	if path != "" {
 		if file, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-			return fleet.Errorf(fleet.Invalid, "--token-file: %w", err)
+			refused := fleet.Errorf(fleet.Invalid, "--token-file: %w", err)
+			if errors.Is(err, fs.ErrExist) {
+				return refused.WithHint("name another file, or remove that one if its token is no longer needed")
+			}
+			return refused
 		}
 	}
 	var created ssm.CreateActivationResult
@@ -122,6 +133,9 @@ func (e *env) activationRequest(c *cli.Context) (*ssm.CreateActivationRequest, e
 	expires, err := durationFlag(c, "expires", time.Hour)
 	if err != nil {
 		return nil, err
+	}
+	if expires > maxExpires {
+		return nil, usagef("--expires %s is over 30d", c.String("expires"))
 	}
 	limit := c.Int("limit")
 	if limit < 1 || limit > 1000 {
@@ -159,21 +173,23 @@ func newToken(c *cli.Context, api *client.Client, code identity.Code) (identity.
 	if err != nil {
 		return identity.JoinToken{}, err
 	}
-	addresses := splitCommas(c.StringSlice("address"))
-	if len(addresses) == 0 {
-		if addresses, err = quorumAddresses(c, api); err != nil {
-			return identity.JoinToken{}, err
-		}
+	addresses, err := tokenAddresses(c)
+	if err == nil && len(addresses) == 0 {
+		addresses, err = quorumAddresses(c, api)
 	}
-	if len(addresses) > maxTokenAddresses {
-		return identity.JoinToken{}, usagef("%d addresses: a token holds %d", len(addresses), maxTokenAddresses)
-	}
-	for _, a := range addresses {
-		if err := identity.CheckAddress(a); err != nil {
-			return identity.JoinToken{}, err
-		}
+	if err != nil {
+		return identity.JoinToken{}, err
 	}
 	return identity.JoinToken{Root: fleet.Sum(root[:]), Code: code, Addresses: addresses}, nil
+}
+
+// tokenAddresses are those that the operator named, if any.
+func tokenAddresses(c *cli.Context) ([]string, error) {
+	addresses := splitCommas(c.StringSlice("address"))
+	if len(addresses) > maxTokenAddresses {
+		return nil, usagef("%d addresses: a token holds %d", len(addresses), maxTokenAddresses)
+	}
+	return checkAddresses("--address", addresses)
 }
 
 // quorumAddresses is where the voters answer.
@@ -252,16 +268,16 @@ func (e *env) activationLs(c *cli.Context) error {
 }
 
 func (e *env) activationRm(c *cli.Context) error {
-	api, err := e.connect(c)
-	if err != nil {
-		return err
-	}
-	defer api.Close()
 	for _, id := range c.Args().Slice() {
 		if _, err := fleet.ParseActivationID(id); err != nil {
 			return err
 		}
 	}
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
 	for _, id := range c.Args().Slice() {
 		if err := api.Call(c.Context, "DeleteActivation", ssm.DeleteActivationRequest{ActivationId: id}, nil); err != nil {
 			return err

@@ -17,6 +17,10 @@ type answers struct {
 	counts  fleet.CommandEvent // the newest
 	final   map[fleet.NodeID]fleet.InvocationEvent
 	open    map[fleet.NodeID]fleet.InvocationEvent
+
+	// expected are the names of the hosts that it was sent to, as far as known.
+	expected map[fleet.NodeID]string
+	sent     bool // by this program: it goes on whatever becomes of the watching
 }
 
 func newAnswers(command fleet.CommandID) *answers {
@@ -37,6 +41,35 @@ func (a *answers) add(e fleet.WatchEvent) {
 			a.open[i.InstanceId] = *i
 		}
 	}
+}
+
+// missing are the names of those that have not answered, as far as known.
+func (a *answers) missing() []string {
+	names := map[fleet.NodeID]string{}
+	for id, name := range a.expected {
+		names[id] = name
+	}
+	for id, i := range a.open {
+		names[id] = firstOf(i.Name, string(id))
+	}
+	var all []string
+	for id, name := range names {
+		if _, answered := a.final[id]; !answered {
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
+// argument is what names a host in a command line: its name, its ID where
+// several have that name.
+func (a *answers) argument(i fleet.InvocationEvent) string {
+	for id, other := range a.final {
+		if other.Name == i.Name && id != i.InstanceId {
+			return string(i.InstanceId)
+		}
+	}
+	return firstOf(i.Name, string(i.InstanceId))
 }
 
 // labels gives each host the name that people see: its own, with the ID where
@@ -114,7 +147,7 @@ func (e *env) writeFolded(w io.Writer, a *answers, raw bool) {
 		if i.OutputError != "" {
 			fmt.Fprintf(w, "  (%s)\n", escapeCell(i.OutputError))
 		}
-		more := fmt.Sprintf("fleet command output %s %s", a.command, firstOf(i.Name, string(i.InstanceId)))
+		more := fmt.Sprintf("fleet command output %s %s", a.command, escapeCell(a.argument(i)))
 		writeStream(w, "  ", i.Stdout, raw, more)
 		if i.Stderr.Total > 0 {
 			fmt.Fprintln(w, "  stderr:")
@@ -137,21 +170,30 @@ func writeStream(w io.Writer, indent string, o fleet.OutputText, raw bool, more 
 			fmt.Fprintf(w, "%s%s\n", indent, line)
 		}
 	}
-	if o.Truncated {
+	switch {
+	case !o.Truncated:
+	case o.Kept == 0:
+		fmt.Fprintf(w, "%s... of %s, which were not kept\n", indent, size(o.Total))
+	case o.Kept < o.Total:
+		fmt.Fprintf(w, "%s... of %s, of which %s are kept: %s\n", indent, size(o.Total), size(o.Kept), more)
+	default:
 		fmt.Fprintf(w, "%s... of %s: %s\n", indent, size(o.Total), more)
 	}
 }
 
 func size(bytes uint64) string {
+	text := func(unit uint64, name string) string {
+		return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(bytes)/float64(unit)), ".0") + " " + name
+	}
 	switch {
 	case bytes < 1<<10:
 		return fmt.Sprintf("%d bytes", bytes)
 	case bytes < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
+		return text(1<<10, "KiB")
 	case bytes < 1<<30:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
+		return text(1<<20, "MiB")
 	}
-	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
+	return text(1<<30, "GiB")
 }
 
 // outcome is a state for people, with the exit code where one says something.
@@ -190,7 +232,7 @@ func (a *answers) totals() string {
 }
 
 // remedies says for each state that is not success what a person can do; %s is
-// the command's ID.
+// the command's ID, NODE the first of the hosts.
 var remedies = map[string]string{
 	"Failed":            "read the output above, or fleet command output %s NODE --stderr",
 	"ExecutionTimedOut": "it was killed at its time limit: raise --timeout, or see what hangs",
@@ -206,7 +248,7 @@ var remedies = map[string]string{
 func (e *env) writeFailures(w io.Writer, a *answers) {
 	labels := a.labels()
 	type why struct{ outcome, state, reason string }
-	groups := map[why][]string{}
+	groups, first := map[why][]string{}, map[why]fleet.InvocationEvent{}
 	for id, i := range a.final {
 		if i.Status != "Success" {
 			k := why{outcome(i), i.StatusDetails, i.Reason}
@@ -214,6 +256,9 @@ func (e *env) writeFailures(w io.Writer, a *answers) {
 				k.reason = "" // the exit code, said twice
 			}
 			groups[k] = append(groups[k], labels[id])
+			if one, ok := first[k]; !ok || naturalCompare(labels[id], labels[one.InstanceId]) < 0 {
+				first[k] = i
+			}
 		}
 	}
 	keys := slices.SortedFunc(maps.Keys(groups), func(x, y why) int {
@@ -230,7 +275,8 @@ func (e *env) writeFailures(w io.Writer, a *answers) {
 		}
 		fmt.Fprintf(w, "  %s\n", line)
 		if r := remedies[k.state]; r != "" {
-			fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(r, "%s", string(a.command)))
+			r = strings.NewReplacer("%s", string(a.command), "NODE", escapeCell(a.argument(first[k]))).Replace(r)
+			fmt.Fprintf(w, "    %s\n", r)
 		}
 	}
 }

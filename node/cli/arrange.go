@@ -27,8 +27,10 @@ func (l *line) args() []string {
 }
 
 // arrange finds the command and puts its flags, wherever they stand, before
-// its arguments. After a double dash everything is an argument. All mistakes
-// of naming are found here, where there is a suggestion for them.
+// its arguments. After a double dash everything is an argument; so it is for
+// run from the first word of what the hosts shall run, because the flags after
+// that word are meant for it. All mistakes of naming are found here, where
+// there is a suggestion for them.
 func arrange(tree []*cli.Command, args []string) (*line, error) {
 	l := &line{}
 	below := tree // where the next word is looked up; nil below a leaf
@@ -75,6 +77,9 @@ func arrange(tree []*cli.Command, args []string) (*line, error) {
 			}
 			l.path = append(l.path, c)
 			below = c.Subcommands
+		case l.path[0].Name == "run":
+			l.rest = append(l.rest, args[i:]...)
+			i = len(args)
 		default:
 			l.rest = append(l.rest, arg)
 		}

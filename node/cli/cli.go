@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -57,6 +58,10 @@ type env struct {
 	version  string
 	dial     transport.DialFunc // nil: the system's
 
+	// sent is set once somebody else may have been asked: what is invalid from
+	// then on may be another's fault than the command line's.
+	sent bool
+
 	// password reads a line from the terminal without showing it.
 	password func() ([]byte, error)
 }
@@ -90,21 +95,62 @@ func (e *env) commands() []*cli.Command {
 }
 
 func (e *env) main(ctx context.Context, args []string) int {
+	out := &results{w: e.out}
+	one := *e
+	one.out = out
+	return one.fail(out.outcome(one.invoke(ctx, args)))
+}
+
+func (e *env) invoke(ctx context.Context, args []string) error {
 	tree := e.commands()
 	line, err := arrange(tree, args[min(1, len(args)):])
 	if err != nil {
-		return e.fail(err)
+		return err
 	}
 	if line.help {
 		e.writeHelp(tree, line.path)
-		return ExitDone
+		return nil
 	}
 	app := &cli.App{
 		Name: "fleet", Commands: tree, Writer: io.Discard, ErrWriter: io.Discard,
 		HideHelp: true, HideVersion: true, DisableSliceFlagSeparator: true,
 		ExitErrHandler: func(*cli.Context, error) {}, // it would end the process
 	}
-	return e.fail(app.RunContext(ctx, line.args()))
+	return app.RunContext(ctx, line.args())
+}
+
+// results is the standard output. It keeps the first error of a write: a
+// result that did not arrive is a failure, wherever it was written.
+type results struct {
+	w   io.Writer
+	err error
+}
+
+func (r *results) Write(b []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.w.Write(b)
+	if err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			err = path.Err // the path would be a fiction: /dev/stdout
+		}
+		r.err = fmt.Errorf("write output: %w", err)
+	}
+	return n, r.err
+}
+
+// outcome is err, or that a write failed, which may be behind err.
+func (r *results) outcome(err error) error {
+	var silent exitError
+	switch {
+	case r.err == nil:
+		return err
+	case err == nil, errors.Is(err, r.err), errors.As(err, &silent):
+		return r.err
+	}
+	return errors.Join(err, r.err)
 }
 
 // fail reports an error, if it is one, and answers its exit code.
@@ -119,6 +165,9 @@ func (e *env) fail(err error) int {
 	fmt.Fprintf(e.err, "%s %s\n", e.paint(e.errTTY, red, "error:"), indentRest(escape(err.Error())))
 	if hint := hintOf(err); hint != "" {
 		fmt.Fprintf(e.err, "%s  %s\n", e.paint(e.errTTY, bold, "hint:"), indentRest(escape(hint)))
+	}
+	if !e.sent && fleet.KindOf(err) == fleet.Invalid {
+		return ExitUsage
 	}
 	return exitCode(err)
 }

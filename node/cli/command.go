@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -26,9 +29,9 @@ func (e *env) commandCommand() *cli.Command {
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), []cli.Flag{
-					&cli.IntFlag{Name: "limit", Value: 20, Usage: "at most `N` commands"},
+					&cli.IntFlag{Name: "limit", Value: 20, Usage: "at most `N` commands (default 20)"},
 					&cli.StringFlag{Name: "status",
-						Usage: "only commands that are `STATUS`: Pending, InProgress, Success, Failed, TimedOut, Cancelled"},
+						Usage: "only commands that are `STATUS`: " + strings.Join(commandStates, ", ")},
 					&cli.StringFlag{Name: "node", Usage: "only commands that `NODE`, a name or an ID, is a target of"},
 				}, staleFlag(), clientFlags(), timeoutFlag()),
 			}, 0, 0, e.commandLs),
@@ -43,9 +46,10 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 			leaf(&cli.Command{
 				Name: "output", ArgsUsage: "COMMAND [NODE]", Usage: "show what the hosts wrote",
 				Description: `Without a NODE it shows the answers of all hosts as "fleet run" does, and waits
-for those that are missing. With a NODE it writes all that was kept of one
-stream of that host, byte for byte when the standard output is not a terminal
-and --raw is given.
+for those that are missing; --timeout bounds the waiting. With a NODE it writes
+all that was kept of one stream of that host, byte for byte when the standard
+output is not a terminal and --raw is given, and says if that is not all that
+was written.
 
 Examples:
   fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
@@ -57,16 +61,25 @@ Exit codes: 0 done, 1 the request failed, 2 some hosts did not succeed,
 					&cli.BoolFlag{Name: "stderr", Usage: "the error stream instead of the output; needs a NODE"},
 					&cli.StringFlag{Name: "step", Usage: "`NAME` of the step, of a document with several; needs a NODE"},
 					&cli.BoolFlag{Name: "raw", Usage: "do not escape control characters; not on a terminal"},
-				}, clientFlags(), timeoutFlag()),
+				}, clientFlags(), []cli.Flag{
+					&cli.StringFlag{Name: "timeout", Usage: "stop waiting and reading after `DURATION`, such as 30s (default: never)"},
+				}),
 			}, 1, 2, e.commandOutput),
 		},
 	}
 }
 
+// commandStates are the words of --status.
+var commandStates = []string{"Pending", "InProgress", "Success", "Failed", "TimedOut", "Cancelled"}
+
 func (e *env) commandLs(c *cli.Context) error {
 	limit := c.Int("limit")
 	if limit < 1 || limit > 10000 {
 		return usagef("--limit %d is not between 1 and 10000", limit)
+	}
+	s := c.String("status")
+	if s != "" && !slices.Contains(commandStates, s) {
+		return usagef("--status %q is none of %s", s, strings.Join(commandStates, ", "))
 	}
 	api, err := e.connect(c)
 	if err != nil {
@@ -74,7 +87,7 @@ func (e *env) commandLs(c *cli.Context) error {
 	}
 	defer api.Close()
 	var req ssm.ListCommandsRequest
-	if s := c.String("status"); s != "" {
+	if s != "" {
 		req.Filters = append(req.Filters, ssm.CommandFilter{Key: "Status", Value: s})
 	}
 	if name := c.String("node"); name != "" {
@@ -144,16 +157,20 @@ type commandDetail struct {
 }
 
 func (e *env) commandShow(c *cli.Context) error {
+	id, err := fleet.ParseCommandID(c.Args().First())
+	if err != nil {
+		return err
+	}
 	api, err := e.connect(c)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
-	d, err := describeCommand(c, api, c.Args().First())
+	d, err := describeCommand(c, api, string(id))
 	if err != nil {
 		return err
 	}
-	return e.print(c, result{value: d, names: []string{d.Command.CommandId}, table: func(w io.Writer) { commandText(w, d) }})
+	return e.print(c, result{value: d, names: []string{d.Command.CommandId}, table: func(w io.Writer) { e.commandText(w, d) }})
 }
 
 func describeCommand(c *cli.Context, api *client.Client, id string) (*commandDetail, error) {
@@ -178,7 +195,7 @@ func describeCommand(c *cli.Context, api *client.Client, id string) (*commandDet
 	}
 }
 
-func commandText(w io.Writer, d *commandDetail) {
+func (e *env) commandText(w io.Writer, d *commandDetail) {
 	cmd := d.Command
 	properties(w, "command", cmd.CommandId, "document", cmd.DocumentName+" "+cmd.DocumentVersion, "what", what(cmd),
 		"requested", date(fleet.Instant(cmd.RequestedDateTime)), "status", statusText(cmd.Status, cmd.StatusDetails),
@@ -195,7 +212,7 @@ func commandText(w io.Writer, d *commandDetail) {
 	}
 	t.write(w)
 	if cmd.CompletedCount > 0 {
-		fmt.Fprintf(w, "\noutput: fleet command output %s [NODE]\n", cmd.CommandId)
+		fmt.Fprintf(e.err, "output: fleet command output %s\n", cmd.CommandId)
 	}
 }
 
@@ -205,16 +222,24 @@ func (e *env) commandOutput(c *cli.Context) error {
 		return err
 	}
 	name := c.Args().Get(1)
-	if name == "" && (c.Bool("stderr") || c.String("step") != "") {
+	switch {
+	case name == "" && (c.Bool("stderr") || c.String("step") != ""):
 		return usagef("--stderr and --step need a NODE")
+	case name != "" && c.String("output") != formTable:
+		return usagef("--output goes with the answers of all hosts: with a NODE the bytes of one stream are written as they are")
 	}
+	cancel, err := e.bound(c)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	api, err := e.connect(c)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
 	if name == "" {
-		return e.follow(c, api, id, false)
+		return e.follow(c, api, newAnswers(id), false)
 	}
 	n, err := oneNode(c, api, name, true)
 	if err != nil {
@@ -233,11 +258,38 @@ func (e *env) commandOutput(c *cli.Context) error {
 	if !c.Bool("raw") || e.outTTY {
 		w = &escapeWriter{w: e.out}
 	}
-	if _, err := io.Copy(w, out); err != nil {
+	kept, err := io.Copy(w, counted{out})
+	var read readError
+	switch {
+	case errors.As(err, &read) && c.Context.Err() != nil:
+		return context.Cause(c.Context)
+	case errors.As(err, &read):
 		return fleet.Errorf(fleet.Unavailable, "the output ended early: %w", err).WithHint("try again")
+	case err != nil:
+		return err // of writing
 	}
 	if esc, ok := w.(*escapeWriter); ok {
-		return esc.flush()
+		if err := esc.flush(); err != nil {
+			return err
+		}
+	}
+	if uint64(kept) < out.Total {
+		fmt.Fprintf(e.err, "kept %s of %s\n", size(uint64(kept)), size(out.Total))
 	}
 	return nil
 }
+
+// counted marks the errors of reading, to tell them from those of writing.
+type counted struct{ io.Reader }
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = readError{err}
+	}
+	return n, err
+}
+
+type readError struct{ error }
+
+func (r readError) Unwrap() error { return r.error }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -31,7 +33,7 @@ func clientFlags() []cli.Flag {
 
 // timeoutFlag bounds the request; run has another --timeout.
 func timeoutFlag() []cli.Flag {
-	return []cli.Flag{&cli.StringFlag{Name: "timeout", Usage: "`DURATION` to wait for the fleet's answer, such as 30s"}}
+	return []cli.Flag{&cli.StringFlag{Name: "timeout", Usage: "`DURATION` to wait for the fleet's answer, such as 30s (default 20s)"}}
 }
 
 func staleFlag() []cli.Flag {
@@ -52,12 +54,16 @@ func (e *env) connect(c *cli.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, e.nameFleet(c, err)
 	}
-	opts := client.Options{Addresses: e.addresses(c), Dial: e.dial, Now: e.now, Stale: c.Bool("stale")}
+	opts := client.Options{Dial: e.dial, Now: e.now, Stale: c.Bool("stale")}
+	if opts.Addresses, err = e.addresses(c); err != nil {
+		return nil, err
+	}
 	if c.Command.Name != "run" {
 		if opts.Timeout, err = durationFlag(c, "timeout", time.Second); err != nil {
 			return nil, err
 		}
 	}
+	e.sent = true
 	api, err := client.Open(c.Context, cred, opts)
 	if err == nil && len(opts.Addresses) == 0 {
 		e.remember(path, cred, api.Quorum())
@@ -65,17 +71,50 @@ func (e *env) connect(c *cli.Context) (*client.Client, error) {
 	return api, err
 }
 
+// maxRemembered is how many addresses a credential keeps: two quorums of five.
+const maxRemembered = 10
+
 // remember keeps where the voters answer in the credential, so that it still
-// leads to the fleet when the hosts that it began with are gone.
+// leads to the fleet when the hosts that it began with are gone. What it held
+// stays, after the new: a host that lies about the quorum must not be able to
+// leave only itself.
 func (e *env) remember(path string, cred identity.Credential, quorum []string) {
-	slices.Sort(quorum)
-	old := slices.Sorted(slices.Values(cred.Addresses))
-	if len(quorum) == 0 || slices.Equal(old, quorum) {
+	all := mergeAddresses(quorum, cred.Addresses)
+	// The order of the voters changes from answer to answer and means nothing.
+	known := len(quorum) <= len(cred.Addresses) &&
+		slices.Equal(slices.Sorted(slices.Values(quorum)), slices.Sorted(slices.Values(cred.Addresses[:len(quorum)])))
+	if known {
 		return
 	}
-	cred.Addresses = quorum
-	// It is a help for later, and the file may be read-only on purpose.
-	_ = identity.SaveCredential(path, cred)
+	cred.Addresses = all
+	err := identity.SaveCredential(path, cred)
+	if err == nil || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return // it is a help for later, and the file may be read-only on purpose
+	}
+	fmt.Fprintf(e.err, "the addresses of the quorum are not kept: %s\n", escapeCell(err.Error()))
+}
+
+// mergeAddresses is the new addresses and then the old ones, each once.
+func mergeAddresses(news, old []string) []string {
+	var all []string
+	for _, a := range slices.Concat(news, old) {
+		if !slices.Contains(all, a) && len(all) < maxRemembered && identity.CheckAddress(a) == nil {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// bound makes --timeout, if it was given, the time that all which follows may
+// take: waiting and reading included.
+func (e *env) bound(c *cli.Context) (cancel context.CancelFunc, err error) {
+	d, err := durationFlag(c, "timeout", time.Second)
+	if err != nil || d == 0 {
+		return func() {}, err
+	}
+	c.Context, cancel = context.WithTimeoutCause(c.Context, d,
+		fleet.Errorf(fleet.Unknown, "not done within %s", d).WithHint("give it longer: --timeout DURATION"))
+	return cancel, nil
 }
 
 // nameFleet says which fleet a credential is missing for, if this host is of one.
@@ -93,12 +132,22 @@ func (e *env) nameFleet(c *cli.Context, err error) error {
 	return named
 }
 
-func (e *env) addresses(c *cli.Context) []string {
-	all := c.StringSlice("connect")
+// addresses are those that the operator named, if any.
+func (e *env) addresses(c *cli.Context) ([]string, error) {
+	name, all := "--connect", c.StringSlice("connect")
 	if len(all) == 0 && e.getenv("FLEET_ADDRESS") != "" {
-		all = []string{e.getenv("FLEET_ADDRESS")}
+		name, all = "FLEET_ADDRESS", []string{e.getenv("FLEET_ADDRESS")}
 	}
-	return splitCommas(all)
+	return checkAddresses(name, splitCommas(all))
+}
+
+func checkAddresses(name string, all []string) ([]string, error) {
+	for _, a := range all {
+		if identity.CheckAddress(a) != nil {
+			return nil, usagef("%s %q is not IP:PORT", name, a).withHint("for example 10.0.0.5:7790")
+		}
+	}
+	return all, nil
 }
 
 func splitCommas(lists []string) []string {
@@ -118,13 +167,19 @@ var errNoCredential = errors.New("no credential")
 
 func isNoCredential(err error) bool { return errors.Is(err, errNoCredential) }
 
-// credential finds the operator's key: where a flag or the environment says,
+// credential finds the operator's key: where a flag says, else the environment,
 // else the one in the operator's directory.
 func (e *env) credential(c *cli.Context) (_ identity.Credential, path string, _ error) {
-	path = firstOf(c.String("credential"), e.getenv("FLEET_CREDENTIAL"))
+	path, name := c.String("credential"), c.String("context")
+	if path != "" && name != "" {
+		return identity.Credential{}, "", usagef("--credential and --context exclude each other: each names a credential")
+	}
+	if path == "" && name == "" {
+		path, name = e.getenv("FLEET_CREDENTIAL"), e.getenv("FLEET_CONTEXT")
+	}
 	if path == "" {
 		var err error
-		if path, err = e.findCredential(firstOf(c.String("context"), e.getenv("FLEET_CONTEXT"))); err != nil {
+		if path, err = e.findCredential(name); err != nil {
 			return identity.Credential{}, "", err
 		}
 	}
@@ -136,7 +191,7 @@ func (e *env) credential(c *cli.Context) (_ identity.Credential, path string, _ 
 	return cred, path, err
 }
 
-func (e *env) findCredential(context string) (string, error) {
+func (e *env) findCredential(name string) (string, error) {
 	none := func(format string, args ...any) error {
 		err := fleet.Errorf(fleet.Unauthenticated, format, args...).
 			WithHint("\"fleet init\" writes one; on another machine copy that file there, or name it: " +
@@ -148,15 +203,8 @@ func (e *env) findCredential(context string) (string, error) {
 	if dir == "" {
 		return "", none("no operator credential: the home directory is not known")
 	}
-	if context != "" {
-		if strings.ContainsAny(context, "/\\") || context == ".." {
-			return "", usagef("--context %q is not the name of a fleet", context)
-		}
-		path := filepath.Join(dir, context)
-		if _, err := os.Stat(path); err != nil {
-			return "", none("no operator credential for %s: there is no %s", context, path)
-		}
-		return path, nil
+	if strings.ContainsAny(name, "/\\") || name == ".." {
+		return "", usagef("--context %q is not the name of a fleet", name)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -168,13 +216,20 @@ func (e *env) findCredential(context string) (string, error) {
 			found = append(found, entry.Name())
 		}
 	}
-	switch len(found) {
-	case 0:
+	slices.Sort(found)
+	switch {
+	case name != "" && slices.Contains(found, name):
+		return filepath.Join(dir, name), nil
+	case name != "" && len(found) > 0:
+		return "", fleet.Errorf(fleet.NotFound, "no operator credential for %s in %s", name, dir).
+			WithHint("the fleets that are known there: %s", strings.Join(found, ", "))
+	case name != "":
+		return "", none("no operator credential for %s: %s holds none", name, dir)
+	case len(found) == 0:
 		return "", none("no operator credential in %s", dir)
-	case 1:
+	case len(found) == 1:
 		return filepath.Join(dir, found[0]), nil
 	}
-	slices.Sort(found)
 	return "", usagef("%d fleets are known here: which one?", len(found)).
 		withHint("--context NAME or FLEET_CONTEXT, one of %s", strings.Join(found, ", "))
 }

@@ -25,10 +25,10 @@ Example:
 
 Exit codes: 0 stopped, 1 it failed, 64 usage`,
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "nodes", Value: 3, Usage: "`N` nodes, 1 to 1000"},
+			&cli.IntFlag{Name: "nodes", Value: 3, Usage: "`N` nodes, 1 to 1000 (default 3)"},
 			&cli.IntFlag{Name: "quorum", Usage: "`N` of them vote: 1, 3 or 5 (default 3, or 1 of fewer than 3 nodes)"},
 			&cli.StringFlag{Name: "dir", Usage: "new `DIR` for everything (default: a temporary one)"},
-			&cli.StringFlag{Name: "log-level", Value: "error", Usage: "debug, info, warn or error"},
+			&cli.StringFlag{Name: "log-level", Value: "error", Usage: "debug, info, warn or error (default error)"},
 		},
 	}, 0, 0, e.dev)
 }

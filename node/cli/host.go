@@ -58,13 +58,10 @@ func checkService(c *cli.Context) error {
 // hostConfig reads the configuration of this host.
 func (e *env) hostConfig(c *cli.Context) (*config.Config, error) {
 	given := map[string]string{}
-	for _, name := range []string{"name", "data-dir", "listen", "advertise", "socket", "log-level", "log-format"} {
+	for _, name := range []string{"node-name", "data-dir", "listen", "advertise", "socket", "log-level", "log-format"} {
 		if c.IsSet(name) {
 			given[name] = c.String(name)
 		}
-	}
-	if c.Command.Name == "init" { // there --name is the fleet's
-		delete(given, "name")
 	}
 	for _, name := range []string{"data-dir", "socket"} {
 		if given[name] == "" {
@@ -93,7 +90,7 @@ func (e *env) nodeName(cfg *config.Config) (string, error) {
 	}
 	if err != nil {
 		return "", fleet.Errorf(fleet.Invalid, "the host name of this system does not serve as a node's name: %w", err).
-			WithHint("name the host: FLEET_NAME, or name: in the configuration file")
+			WithHint("name the host: --node-name NAME, FLEET_NAME, or name: in the configuration file")
 	}
 	return name, nil
 }
@@ -158,6 +155,7 @@ Exit codes: 0 stopped, 1 it failed, 64 usage`,
 
 // runAgent runs a host until ctx is done or it fails.
 func (e *env) runAgent(ctx context.Context, cfg *config.Config) error {
+	e.sent = true
 	log := e.logger(cfg)
 	n, err := node.New(node.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Socket: cfg.Socket, Version: e.version, Logger: log,

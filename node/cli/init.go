@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"os"
 	"os/user"
 	"path/filepath"
 	"strings"
@@ -47,10 +48,8 @@ func (e *env) init(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if opts.NodeName == "" {
-		if opts.NodeName, err = e.nodeName(cfg); err != nil {
-			return err
-		}
+	if opts.NodeName, err = e.nodeName(cfg); err != nil {
+		return err
 	}
 	if opts.Operator == "" {
 		opts.Operator = operatorName(opts.NodeName)
@@ -92,8 +91,12 @@ func (e *env) initOptions(c *cli.Context) (*enrol.InitOptions, error) {
 		}
 		credential = filepath.Join(dir, name)
 	}
+	if _, err := os.Lstat(credential); err == nil {
+		return nil, fleet.Errorf(fleet.Conflict, "the credential %s exists already and is not overwritten", credential).
+			WithHint("write it elsewhere: --credential FILE, or move the old one away")
+	}
 	return &enrol.InitOptions{
-		Name: name, RootKeyPath: c.String("root-key"), CredentialPath: credential, NodeName: c.String("node-name"),
+		Name: name, RootKeyPath: c.String("root-key"), CredentialPath: credential,
 		Operator: fleet.OperatorName(c.String("operator")), Now: e.now,
 	}, nil
 }
@@ -121,8 +124,8 @@ func (e *env) describeInit(c *cli.Context, cfg *config.Config, opts *enrol.InitO
 	if c.Bool("enroll-only") {
 		fmt.Fprintf(e.out, "start it    %s\n", agentHint(c, cfg))
 	}
-	fmt.Fprintf(e.out, "%s     one voter: when %s stops, nothing can be decided. Next: fleet quorum add\n",
-		e.paint(e.outTTY, yellow, "WARNING"), r.NodeName)
+	fmt.Fprintf(e.err, "%s     one voter: when %s stops, nothing can be decided. Next: fleet quorum add\n",
+		e.paint(e.errTTY, yellow, "WARNING"), r.NodeName)
 }
 
 // tilde writes paths below the home directory as people do.

@@ -23,11 +23,11 @@ argument would be seen by every user of this host.
 Example:
   fleet join --token-file t --foreground
 
-Exit codes: 0 done, 1 it failed, 4 not allowed, 64 usage`,
+Exit codes: 0 done, 1 it failed, 3 no quorum, 4 not allowed, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.StringFlag{Name: "token-file",
 				Usage: "`FILE` with the token that \"fleet activation create\" made; - is the standard input"},
-			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this host (default: the system's host name)"},
+			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this host (default: the activation's, else the system's host name)"},
 		}, enrolFlags(), hostFlags()),
 	}, 0, -1, e.join)
 }
@@ -50,19 +50,23 @@ func (e *env) join(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	name := c.String("node-name")
-	if name == "" {
-		if name, err = e.nodeName(cfg); err != nil {
-			return err
-		}
-	}
 	address, err := e.advertise(c.Context, cfg, append(token.Addresses[:len(token.Addresses):len(token.Addresses)], anywhere)...)
 	if err != nil {
 		return err
 	}
-	r, err := enrol.Join(c.Context, enrol.JoinOptions{
-		DataDir: cfg.DataDir, Token: token, NodeName: name, Advertise: address, Now: e.now, Dial: e.dial,
-	})
+	opts := enrol.JoinOptions{
+		DataDir: cfg.DataDir, Token: token, NodeName: cfg.Name, Advertise: address, Now: e.now, Dial: e.dial,
+	}
+	e.sent = true
+	r, err := enrol.Join(c.Context, opts)
+	var refused *fleet.Error
+	if errors.As(err, &refused) && refused.Code == fleet.CodeNoNodeName && opts.NodeName == "" {
+		// The activation's name comes before the system's.
+		if opts.NodeName, err = e.nodeName(cfg); err != nil {
+			return err
+		}
+		r, err = enrol.Join(c.Context, opts)
+	}
 	if err != nil {
 		return err
 	}
@@ -70,7 +74,7 @@ func (e *env) join(c *cli.Context) error {
 	fmt.Fprintf(e.out, "node   %s  %s  at %s\n", escapeCell(r.NodeName), r.Node, address)
 	fmt.Fprintf(e.out, "data   %s\n", cfg.DataDir)
 	for _, warning := range r.Warnings {
-		e.warningLines(e.err, e.errTTY, []fleet.Warning{{Message: warning}})
+		e.warningLines([]fleet.Warning{{Message: warning}})
 	}
 	if c.Bool("enroll-only") {
 		fmt.Fprintf(e.out, "start  %s\n", agentHint(c, cfg))

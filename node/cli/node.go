@@ -149,7 +149,7 @@ func (e *env) nodeTable(w io.Writer, nodes []fleet.NodeView) {
 	t.write(w)
 	for _, n := range nodes {
 		for _, code := range n.Warnings {
-			e.warningLines(w, e.outTTY, []fleet.Warning{{Message: n.Name + " warns: " + code}})
+			e.warningLines([]fleet.Warning{{Message: n.Name + " warns: " + code}})
 		}
 	}
 }
@@ -241,6 +241,9 @@ func (e *env) nodeLabel(c *cli.Context) error {
 			}
 			set = append(set, ssm.Tag{Key: key, Value: value})
 		case isRemove:
+			if err := fleet.CheckLabel(removed, ""); err != nil {
+				return err
+			}
 			remove = append(remove, removed)
 		default:
 			return usagef("%q is neither KEY=VALUE nor KEY-", arg)

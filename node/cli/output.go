@@ -25,7 +25,7 @@ const (
 // outputFlag is -o.
 func outputFlag() []cli.Flag {
 	return []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: formTable,
-		Usage: "`FORM` of the result: table, json, yaml or name"}}
+		Usage: "`FORM` of the result: table, json, yaml or name (default table)"}}
 }
 
 // result is what a command prints: the API's struct for programs, a table for
@@ -44,7 +44,7 @@ func (e *env) print(c *cli.Context, r result) error {
 	case formName:
 		for _, n := range r.names {
 			if _, err := fmt.Fprintln(e.out, escapeCell(n)); err != nil {
-				return fmt.Errorf("write: %w", err)
+				return err
 			}
 		}
 		return nil
@@ -53,10 +53,8 @@ func (e *env) print(c *cli.Context, r result) error {
 		if err != nil {
 			return err
 		}
-		if _, err := io.WriteString(e.out, text); err != nil {
-			return fmt.Errorf("write: %w", err)
-		}
-		return nil
+		_, err = io.WriteString(e.out, text)
+		return err
 	default:
 		return unknownForm(form)
 	}
@@ -184,12 +182,12 @@ func count(n int, one string) string {
 	return fmt.Sprintf("%d %ss", n, one)
 }
 
-// warningLines writes what is wrong and what to do.
-func (e *env) warningLines(w io.Writer, tty bool, warnings []fleet.Warning) {
+// warningLines writes what is wrong and what to do, beside the result.
+func (e *env) warningLines(warnings []fleet.Warning) {
 	for _, warning := range warnings {
-		fmt.Fprintf(w, "%s  %s\n", e.paint(tty, yellow, "WARNING"), escapeCell(warning.Message))
+		fmt.Fprintf(e.err, "%s  %s\n", e.paint(e.errTTY, yellow, "WARNING"), escapeCell(warning.Message))
 		if warning.Remedy != "" {
-			fmt.Fprintf(w, "         %s\n", escapeCell(warning.Remedy))
+			fmt.Fprintf(e.err, "         %s\n", escapeCell(warning.Remedy))
 		}
 	}
 }

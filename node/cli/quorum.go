@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -80,7 +81,7 @@ func (e *env) printQuorum(c *cli.Context, api *client.Client) error {
 				m.Address, m.Fingerprint)
 		}
 		t.write(w)
-		fmt.Fprintf(w, "\n%s to sign a ticket; trust version %d\n", count(q.Threshold, "voter"), q.TrustVersion)
+		fmt.Fprintf(e.err, "%s to sign a ticket; trust version %d\n", count(q.Threshold, "voter"), q.TrustVersion)
 	}})
 	return errors.Join(err, printErr)
 }
@@ -95,6 +96,10 @@ func (e *env) quorumAdd(c *cli.Context) error {
 	}
 	defer api.Close()
 	file, root, err := identity.OpenRootKeyFile(c.String("root-key"), e.passphrase)
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return fleet.Errorf(fleet.NotFound, "--root-key: %w", path).WithHint("the file that \"fleet init\" wrote, on the media where it is kept")
+	}
 	if err != nil {
 		return err
 	}
@@ -150,6 +155,9 @@ func planVoters(c *cli.Context, api *client.Client, file *identity.RootKeyFile, 
 		n, err := oneNode(c, api, name, true)
 		if err != nil {
 			return nil, nil, err
+		}
+		if slices.ContainsFunc(trust.Voters, func(v identity.TrustVoter) bool { return v.Node == n.InstanceId }) {
+			return nil, nil, fleet.Errorf(fleet.Conflict, "%s votes already", name)
 		}
 		if !slices.Contains(ids, n.InstanceId) {
 			ids = append(ids, n.InstanceId)

@@ -35,9 +35,10 @@ const (
 
 func (e *env) runCommand() *cli.Command {
 	return leaf(&cli.Command{
-		Name: "run", Category: categoryDaily, ArgsUsage: "-- COMMAND...", Usage: "run a command on hosts and show every answer",
-		Description: `The words after -- are joined by spaces and run by the shell of each host, as
-root. Equal answers are shown once, with the names of their hosts; then who did
+		Name: "run", Category: categoryDaily, ArgsUsage: "[--] COMMAND...", Usage: "run a command on hosts and show every answer",
+		Description: `From the first word that is not a flag on, or after --, the words are joined by
+spaces and run by the shell of each host, as root: flags of fleet stand before
+them, those after them are the command's own. Equal answers are shown once, with the names of their hosts; then who did
 not succeed, with what to do.
 
 --all is every host. --node takes names or IDs. --label KEY=VALUE selects by
@@ -59,16 +60,16 @@ Exit codes: 0 all succeeded, 1 the request failed, 2 some hosts did not succeed,
 			&cli.StringSliceFlag{Name: "node", Usage: "run on the host `NODE`, a name or an ID; several with commas or repeated"},
 			&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
 				Usage: "run on hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"},
-			&cli.StringFlag{Name: "timeout", Usage: "kill it on a host after `DURATION` (default 1h)"},
+			&cli.StringFlag{Name: "timeout", Usage: "kill it on a host after `DURATION`, 5s to 48h (default 1h)"},
 			&cli.StringFlag{Name: "deliver-within", Value: "60s",
-				Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more"},
+				Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more (default 60s)"},
 			&cli.StringFlag{Name: "script", Usage: "run `FILE` instead of a command; - is the standard input"},
 			&cli.StringFlag{Name: "user", Usage: "run as `USER` of the host instead of root"},
 			&cli.StringFlag{Name: "comment", Usage: "`TEXT` that is kept with the command"},
 			&cli.BoolFlag{Name: "detach", Usage: "do not wait for answers; print the command's ID"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "list the hosts that would run it, and stop"},
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask, however many hosts there are"},
-			&cli.BoolFlag{Name: "no-fold", Usage: "show answers as they come, each line after the name of its host"},
+			&cli.BoolFlag{Name: "no-fold", Usage: "show each answer when its host is done, not all at the end, each line after the name of the host"},
 			&cli.BoolFlag{Name: "raw", Usage: "do not escape control characters in output; not on a terminal"},
 		}, outputFlag(), clientFlags()),
 	}, 0, -1, e.run)
@@ -100,10 +101,21 @@ func (e *env) run(c *cli.Context) error {
 	if err := s.resolve(c, api); err != nil {
 		return err
 	}
-	if c.Bool("dry-run") {
-		return e.dryRun(c, api, s)
+	var nodes []fleet.NodeView
+	if c.Bool("dry-run") || len(s.labels) > 0 || e.inTTY || e.errTTY {
+		// Who will be asked is known before anything is decided: that it is
+		// nobody, that it is many, and later who is missing.
+		if nodes, err = s.members(c, api); err != nil {
+			return err
+		}
+		if len(nodes) == 0 {
+			return fleet.Errorf(fleet.NotFound, "no node matches").WithHint("see the labels: fleet node ls")
+		}
 	}
-	if err := e.confirmMany(c, api, s); err != nil {
+	if c.Bool("dry-run") {
+		return e.dryRun(c, nodes)
+	}
+	if err := e.confirmMany(c, s, len(nodes)); err != nil {
 		return err
 	}
 	s.fill(req)
@@ -112,7 +124,8 @@ func (e *env) run(c *cli.Context) error {
 		return err
 	}
 	if sent.Command.TargetCount == 0 {
-		return fleet.Errorf(fleet.NotFound, "no host matches: the command %s ran nowhere", sent.Command.CommandId).
+		// The labels have changed since they were looked up.
+		return fleet.Errorf(fleet.NotFound, "no node matches: the command %s ran nowhere", sent.Command.CommandId).
 			WithHint("see the labels: fleet node ls")
 	}
 	if c.Bool("detach") {
@@ -120,7 +133,12 @@ func (e *env) run(c *cli.Context) error {
 			fmt.Fprintln(w, sent.Command.CommandId)
 		}})
 	}
-	return e.follow(c, api, fleet.CommandID(sent.Command.CommandId), c.Bool("no-fold"))
+	a := newAnswers(fleet.CommandID(sent.Command.CommandId))
+	a.sent, a.expected = true, map[fleet.NodeID]string{}
+	for _, n := range nodes {
+		a.expected[n.InstanceId] = firstOf(n.Name, string(n.InstanceId))
+	}
+	return e.follow(c, api, a, c.Bool("no-fold"))
 }
 
 // sendRequest makes the request of what to run; where comes later.
@@ -142,6 +160,9 @@ func (e *env) sendRequest(c *cli.Context) (*ssm.SendCommandRequest, error) {
 	timeout, err := durationFlag(c, "timeout", time.Second)
 	if err != nil {
 		return nil, err
+	}
+	if timeout != 0 && (timeout < document.MinTimeout || timeout > document.MaxTimeout) {
+		return nil, usagef("--timeout %s: from 5s to 48h", c.String("timeout"))
 	}
 	content, _, ok := document.Builtin(shellDocument)
 	if !ok {
@@ -205,12 +226,22 @@ func readSelection(c *cli.Context) (*selection, error) {
 	}
 	s := &selection{all: c.Bool("all"), nodes: splitCommas(c.StringSlice("node")), labels: labels}
 	switch {
+	case len(s.nodes) > maxNamed:
+		return nil, usagef("%d hosts are named, %d can be", len(s.nodes), maxNamed).withHint(tooManyTargetsHint)
 	case s.all && (len(s.nodes) > 0 || len(labels) > 0):
 		return nil, usagef("--all is every host: --node and --label would mean fewer")
+	case !s.all && len(s.nodes) == 0 && len(labels) == 0 && slices.ContainsFunc(c.Args().Slice(), selects):
+		return nil, usagef("on which hosts?").withHint("flags after the first word are the command's own: put %s before it", selectTargetsHint)
 	case !s.all && len(s.nodes) == 0 && len(labels) == 0:
 		return nil, usagef("on which hosts?").withHint(selectTargetsHint)
 	}
 	return s, nil
+}
+
+// selects reports whether an argument looks like a flag that selects hosts.
+func selects(arg string) bool {
+	name, _, _ := strings.Cut(arg, "=")
+	return slices.Contains([]string{"--all", "--node", "--label", "-l"}, name)
 }
 
 // resolve turns names into IDs. A name that several hosts have is refused:
@@ -267,11 +298,7 @@ func (s *selection) members(c *cli.Context, api *client.Client) ([]fleet.NodeVie
 	return describeNodes(c, api, fleet.DescribeNodesRequest{Nodes: s.nodes, Labels: s.labels, Brief: true})
 }
 
-func (e *env) dryRun(c *cli.Context, api *client.Client, s *selection) error {
-	nodes, err := s.members(c, api)
-	if err != nil {
-		return err
-	}
+func (e *env) dryRun(c *cli.Context, nodes []fleet.NodeView) error {
 	return e.print(c, result{value: fleet.DescribeNodesResult{Nodes: nodes}, names: nodeNames(nodes), table: func(w io.Writer) {
 		t := newTable("NAME", "ID", "LABELS")
 		slices.SortFunc(nodes, func(a, b fleet.NodeView) int { return naturalCompare(a.Name, b.Name) })
@@ -285,55 +312,51 @@ func (e *env) dryRun(c *cli.Context, api *client.Client, s *selection) error {
 
 // confirmMany asks before a command goes to many hosts, where somebody can
 // answer.
-func (e *env) confirmMany(c *cli.Context, api *client.Client, s *selection) error {
-	if len(s.nodes) > maxNamed {
-		return usagef("%d hosts are named, %d can be", len(s.nodes), maxNamed).withHint(tooManyTargetsHint)
-	}
-	if c.Bool("yes") || !e.inTTY || len(s.nodes) > 0 {
+func (e *env) confirmMany(c *cli.Context, s *selection, hosts int) error {
+	if c.Bool("yes") || !e.inTTY || len(s.nodes) > 0 || hosts < askFrom {
 		return nil
 	}
-	nodes, err := s.members(c, api)
-	if err != nil {
-		return err
-	}
-	if len(nodes) < askFrom {
-		return nil
-	}
-	return e.confirm(fmt.Sprintf("Run on %d hosts?", len(nodes)))
+	return e.confirm(fmt.Sprintf("Run on %d hosts?", hosts))
 }
 
-// follow waits for the answers and prints them.
-func (e *env) follow(c *cli.Context, api *client.Client, id fleet.CommandID, stream bool) error {
+// follow waits for the answers and prints them; what has come when the waiting
+// ends before the command is printed too.
+func (e *env) follow(c *cli.Context, api *client.Client, a *answers, stream bool) error {
 	raw := c.Bool("raw") && !e.outTTY
 	table := c.String("output") == formTable
-	a := newAnswers(id)
 	began := e.now()
 	progress := e.newProgress(table)
-	err := api.Watch(c.Context, fleet.WatchCommandRequest{CommandId: id, Output: true}, func(ev fleet.WatchEvent) error {
+	err := api.Watch(c.Context, fleet.WatchCommandRequest{CommandId: a.command, Output: true}, func(ev fleet.WatchEvent) error {
 		a.add(ev)
 		if stream && table && ev.Invocation != nil && ev.Invocation.Final {
 			progress.clear()
-			e.writeStreamed(*ev.Invocation, raw)
+			e.writeStreamed(a, *ev.Invocation, raw)
 		}
 		progress.show(a)
 		return nil
 	})
 	progress.clear()
-	if err != nil {
-		return e.leftBehind(a, err)
+	if err != nil && a.counts.TargetCount == 0 {
+		return e.leftBehind(a, err) // nothing has come
 	}
-	err = e.print(c, result{
-		value: runResult{Command: a.counts, Invocations: a.sorted()}, names: []string{string(id)},
+	printErr := e.print(c, result{
+		value: runResult{Command: a.counts, Invocations: a.sorted()}, names: []string{string(a.command)},
 		table: func(w io.Writer) {
 			if !stream {
 				e.writeFolded(w, a, raw)
 			}
 			fmt.Fprintf(e.err, "%s, %s\n", a.totals(), short(e.now().Sub(began)))
+			if missing := a.missing(); err != nil && len(missing) > 0 {
+				fmt.Fprintf(e.err, "no answer yet: %s\n", escapeCell(foldNames(missing)))
+			}
 			e.writeFailures(e.err, a)
 		},
 	})
+	if printErr != nil {
+		return printErr
+	}
 	if err != nil {
-		return err
+		return e.leftBehind(a, err)
 	}
 	if a.counts.SuccessCount < a.counts.TargetCount {
 		return exitError(ExitSome)
@@ -343,10 +366,9 @@ func (e *env) follow(c *cli.Context, api *client.Client, id fleet.CommandID, str
 
 // leftBehind explains a wait that ended before the command did.
 func (e *env) leftBehind(a *answers, err error) error {
-	if a.counts.TargetCount > 0 {
-		fmt.Fprintf(e.err, "%s so far\n", a.totals())
+	if a.sent || a.counts.TargetCount > 0 {
+		fmt.Fprintf(e.err, "the command goes on: fleet command show %s\nits answers: fleet command output %s\n", a.command, a.command)
 	}
-	fmt.Fprintf(e.err, "the command goes on: fleet command show %s\n", a.command)
 	if errors.Is(err, context.Canceled) {
 		return exitError(ExitFailed)
 	}
@@ -354,15 +376,19 @@ func (e *env) leftBehind(a *answers, err error) error {
 }
 
 // writeStreamed writes one answer, each line after the name of its host.
-func (e *env) writeStreamed(i fleet.InvocationEvent, raw bool) {
+func (e *env) writeStreamed(a *answers, i fleet.InvocationEvent, raw bool) {
 	name := escapeCell(firstOf(i.Name, string(i.InstanceId)))
-	more := fmt.Sprintf("fleet command output ID %s", name)
+	more := fmt.Sprintf("fleet command output %s %s", a.command, escapeCell(a.argument(i)))
 	writeStream(e.out, name+": ", i.Stdout, raw, more)
 	writeStream(e.out, name+"! ", i.Stderr, raw, more+" --stderr")
 	if i.OutputError != "" {
 		fmt.Fprintf(e.out, "%s: (%s)\n", name, escapeCell(i.OutputError))
 	}
 }
+
+// progressWidth keeps the line from going on in the next row, where it could
+// not be taken back.
+const progressWidth = 79
 
 // progress is one line on the terminal that is written again and again.
 type progress struct {
@@ -381,10 +407,14 @@ func (p *progress) show(a *answers) {
 	if p.w == nil {
 		return
 	}
-	fmt.Fprintf(p.w, "\r\x1b[K%d of %d done, %d running", a.counts.CompletedCount, a.counts.TargetCount, len(a.open))
+	text := fmt.Sprintf("%d of %d done, %d running", a.counts.CompletedCount, a.counts.TargetCount, len(a.open))
 	if a.counts.ErrorCount > 0 {
-		fmt.Fprintf(p.w, ", %d failed", a.counts.ErrorCount)
+		text += fmt.Sprintf(", %d failed", a.counts.ErrorCount)
 	}
+	if missing := a.missing(); len(missing) > 0 {
+		text += ", waiting for " + foldNames(missing)
+	}
+	fmt.Fprintf(p.w, "\r\x1b[K%s", cut(escapeCell(text), progressWidth))
 	p.shown = true
 }
 

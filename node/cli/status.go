@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +17,7 @@ func (e *env) statusCommand() *cli.Command {
 	return leaf(&cli.Command{
 		Name: "status", Category: categoryDaily, Usage: "show this host and the fleet, and what is wrong with them",
 		Description: `This host is shown if its agent runs, the fleet if there is an operator's
-credential. Each warning says what to do.
+credential. Each warning, on the standard error, says what to do.
 
 Example:
   fleet status
@@ -53,15 +54,33 @@ func (e *env) status(c *cli.Context) error {
 		return err
 	}
 	var names []string
-	if s.Host != nil {
-		names = append(names, string(s.Host.InstanceId))
+	switch {
+	case s.Fleet != nil:
+		names = []string{s.Fleet.Name}
+	case s.Host != nil:
+		names = []string{s.Host.FleetName}
+	}
+	alone := s.Host != nil && !s.Host.QuorumReachable
+	if alone && !slices.ContainsFunc(s.Host.Warnings, func(w fleet.Warning) bool { return w.Code == noQuorumCode }) {
+		s.Host.Warnings = append(s.Host.Warnings, fleet.Warning{
+			Code: noQuorumCode, Message: "this host does not reach the quorum: it runs no new commands",
+			Remedy: "check that the quorum hosts run and that this host reaches their port; fleet node ls names them",
+		})
 	}
 	printErr := e.print(c, result{value: s, names: names, table: func(w io.Writer) { e.statusText(w, s) }})
-	if printErr != nil || isNoCredential(err) {
+	switch {
+	case printErr != nil:
 		return printErr
+	case err != nil && !isNoCredential(err):
+		return err
+	case alone:
+		return exitError(ExitNoQuorum)
 	}
-	return err
+	return nil
 }
+
+// noQuorumCode is the code of a host's warning that nothing can be decided.
+const noQuorumCode = "NoQuorum"
 
 // readAnyway is a read that is of use without a quorum too: then it gives both
 // the error and what one host of it knows.
@@ -89,7 +108,7 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 			"address", h.Address,
 			"quorum", quorum, "ring", fmt.Sprintf("%d alive", h.RingAlive), "running", fmt.Sprint(h.OpenInvocations),
 			"data", h.DataDir, "version", h.Version, "fingerprint", candidate)
-		e.warningLines(w, e.outTTY, h.Warnings)
+		e.warningLines(h.Warnings)
 	}
 	if s.Host != nil && s.Fleet != nil {
 		fmt.Fprintln(w)
@@ -115,7 +134,7 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 				warnings = append(warnings, warning)
 			}
 		}
-		e.warningLines(w, e.outTTY, warnings)
+		e.warningLines(warnings)
 	}
 }
 

@@ -98,7 +98,7 @@ type setting struct {
 }
 
 var settings = []setting{
-	{"name", "name", "FLEET_NAME", func(c *Config) *string { return &c.Name }, optional(fleet.CheckNodeName)},
+	{"name", "node-name", "FLEET_NAME", func(c *Config) *string { return &c.Name }, optional(fleet.CheckNodeName)},
 	{"listen", "listen", "FLEET_LISTEN", func(c *Config) *string { return &c.Listen }, checkListen},
 	{"advertise", "advertise", "FLEET_ADVERTISE", func(c *Config) *string { return &c.Advertise }, optional(checkAdvertise)},
 	{"data-dir", "data-dir", "FLEET_DATA_DIR", func(c *Config) *string { return &c.DataDir }, checkPath},

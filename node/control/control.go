@@ -50,6 +50,11 @@ type Config struct {
 	Blobs    *blob.Store
 	Now      func() time.Time
 	Logger   *slog.Logger
+
+	// Clock is nil while this host's clock agrees with the other voters'. Stamps
+	// never fall: one entry of a leader whose clock is days ahead would make
+	// every signed request of those days look expired.
+	Clock func() error
 }
 
 // Control serves the quorum host that it runs on.
@@ -67,6 +72,8 @@ func New(cfg Config) *Control { return &Control{cfg: cfg} }
 const (
 	opEnrol         = "fleet:Enrol"
 	opChangeAddress = "fleet:ChangeAddress"
+
+	opAddVoters = "AddVoters" // the one signed operation that is more than a log entry
 )
 
 // Mutate decides an operator's signed request, here or on the leader, and
@@ -111,9 +118,10 @@ func (c *Control) route(ctx context.Context, operation string, body, proof []byt
 		default:
 			err = fleet.Errorf(fleet.NotLeader, "no leader")
 		}
-		switch fleet.KindOf(err) {
-		case fleet.NotLeader, fleet.Unavailable, fleet.NoQuorum:
+		switch kind := fleet.KindOf(err); {
+		case kind == fleet.NotLeader, kind == fleet.NoQuorum, kind == fleet.Unavailable && operation != opAddVoters:
 			// The leader changed or is gone; nothing was decided by this try.
+			// (Adding voters asks other hosts, whose silence is an answer.)
 		default:
 			return answer, err
 		}
@@ -139,7 +147,7 @@ func (c *Control) decide(ctx context.Context, operation string, body, proof []by
 	if err := c.authenticate(operation, body, proof); err != nil {
 		return nil, err
 	}
-	if operation == "AddVoters" {
+	if operation == opAddVoters {
 		return c.addVoters(ctx, body)
 	}
 	mutation, ok := mutations[operation]
@@ -212,6 +220,9 @@ func (c *Control) propose(ctx context.Context, body entry.Body) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.cfg.Clock(); err != nil {
+		return nil, err
+	}
 	if a := c.cfg.FSM.Try(body); a.Err != nil {
 		return nil, a.Err
 	}
@@ -226,6 +237,9 @@ func (c *Control) propose(ctx context.Context, body entry.Body) (any, error) {
 // expiries): what needs no operator's word.
 func (c *Control) Propose(ctx context.Context, body entry.Body) (raftfsm.Answer, error) {
 	if err := body.Check(); err != nil {
+		return raftfsm.Answer{}, err
+	}
+	if err := c.cfg.Clock(); err != nil {
 		return raftfsm.Answer{}, err
 	}
 	log, err := entry.Encode(body)
@@ -356,15 +370,17 @@ func (c *Control) Quorum(ctx context.Context) (QuorumView, error) {
 	return view, nil
 }
 
-// Eligible lists the hosts that hold a quorum certificate but do not vote.
+// Eligible lists the hosts that hold a quorum certificate but do not vote and
+// are not about to: see Reconcile.
 func (c *Control) Eligible(context.Context) ([]fleet.NodeID, error) {
 	servers, err := c.cfg.Quorum.Servers()
 	if err != nil {
 		return nil, err
 	}
 	var ids []fleet.NodeID
+	trust := c.cfg.FSM.Store().Trust()
 	for _, s := range servers {
-		if !s.Voter {
+		if !s.Voter && !votes(trust, s.ID) {
 			ids = append(ids, s.ID)
 		}
 	}

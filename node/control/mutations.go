@@ -7,6 +7,7 @@ import (
 
 	"fleet/node/document"
 	"fleet/node/fleet"
+	"fleet/node/identity"
 	"fleet/node/ssm"
 	"fleet/node/wire"
 	"fleet/raftfsm/entry"
@@ -133,7 +134,25 @@ func (c *Control) Enrol(ctx context.Context, request []byte) (*fleet.Node, error
 }
 
 func (c *Control) enrol(ctx context.Context, request []byte) ([]byte, error) {
-	node, err := decideEntry[*fleet.Node](ctx, c, &entry.Enrol{Stamp: c.cfg.Now().UnixNano(), Request: request})
+	p, _, err := identity.ParseJoinRequest(request)
+	if err != nil {
+		return nil, err
+	}
+	body := &entry.Enrol{Stamp: c.cfg.Now().UnixNano(), Request: request}
+	// A host that asks again gets its row; only what changes something is logged.
+	if row := c.cfg.FSM.Store().NodeByKey(p.Key); row != nil && row.Address == p.Address {
+		if a := c.cfg.FSM.Try(body); a.Err != nil {
+			return nil, a.Err
+		}
+		return encodeNode(row)
+	} else if row == nil && p.Name == "" {
+		// Its ID would become its name: the host knows a better one.
+		if a := c.cfg.FSM.Store().Activation(p.Activation); a != nil && a.DefaultName == "" {
+			return nil, fleet.CodeErrorf(fleet.Invalid, fleet.CodeNoNodeName, "the host gives no name, and activation %s has none", a.ID).
+				WithHint("name the host: --node-name NAME")
+		}
+	}
+	node, err := decideEntry[*fleet.Node](ctx, c, body)
 	if err != nil {
 		return nil, err
 	}
@@ -150,6 +169,13 @@ func (c *Control) ChangeAddress(ctx context.Context, change []byte) (*fleet.Node
 }
 
 func (c *Control) changeAddress(ctx context.Context, change []byte) ([]byte, error) {
+	p, err := identity.ParseAddressChange(change)
+	if err != nil {
+		return nil, err
+	}
+	if row := c.cfg.FSM.Store().Node(p.Node); row != nil && row.Address == p.Address && p.Verify(row.Key) == nil {
+		return encodeNode(row)
+	}
 	node, err := decideEntry[*fleet.Node](ctx, c, &entry.Address{Stamp: c.cfg.Now().UnixNano(), Request: change})
 	if err != nil {
 		return nil, err

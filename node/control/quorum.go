@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
@@ -139,23 +140,64 @@ func (c *Control) promote(ctx context.Context, store *state.Store, next *identit
 		}
 	}
 	for _, s := range servers {
-		if s.Voter && !slices.ContainsFunc(next.Voters, func(v identity.TrustVoter) bool { return v.Node == s.ID }) {
+		if s.Voter && !votes(next, s.ID) {
 			return fleet.Errorf(fleet.Invalid, "the signed trust.json leaves out the voter %s; removing voters is not part of this operation", s.ID)
 		}
 	}
 	if next.Version != store.Trust().Version {
+		// Once this is committed the rest happens, also if the caller goes away
+		// or this leader does: Reconcile finishes it.
 		if _, err := c.propose(ctx, &entry.Trust{Stamp: c.cfg.Now().UnixNano(), Trust: next.Raw()}); err != nil {
 			return err
 		}
 	}
-	for _, v := range next.Voters {
-		if voting[v.Node] {
+	return c.seat(ctx, next)
+}
+
+// seat makes those voters whom trust.json names and who do not vote yet.
+func (c *Control) seat(ctx context.Context, trust *identity.Trust) error {
+	servers, err := c.cfg.Quorum.Servers()
+	if err != nil {
+		return err
+	}
+	for _, s := range servers {
+		if s.Voter || !votes(trust, s.ID) {
 			continue
 		}
-		if err := c.cfg.Quorum.AddVoter(ctx, v.Node); err != nil {
-			return fmt.Errorf("make %s a voter: %w", v.Node, err)
+		if err := c.cfg.Quorum.CaughtUp(ctx, s.ID); err != nil {
+			return fleet.Errorf(fleet.Unavailable, "%s has not caught up with the log: %w", s.ID, err)
 		}
-		c.cfg.Logger.Info("host became a voter", "peer", v.Node)
+		if err := c.cfg.Quorum.AddVoter(ctx, s.ID); err != nil {
+			return fmt.Errorf("make %s a voter: %w", s.ID, err)
+		}
+		c.cfg.Logger.Info("host became a voter", "peer", s.ID)
 	}
 	return nil
+}
+
+// Reconcile finishes, on a leader, a change of the quorum that was cut short
+// after its trust.json was committed. It returns when trust.json and Raft agree
+// on who votes, or when ctx is done.
+func (c *Control) Reconcile(ctx context.Context) {
+	for {
+		c.membership.Lock()
+		err := c.seat(ctx, c.cfg.FSM.Store().Trust())
+		c.membership.Unlock()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		c.cfg.Logger.Warn("trust.json names voters who do not vote yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(reconcileRetry):
+		}
+	}
+}
+
+// reconcileRetry is how long Reconcile waits for a host that does not answer.
+const reconcileRetry = 5 * time.Second
+
+func votes(trust *identity.Trust, id fleet.NodeID) bool {
+	return trust != nil && slices.ContainsFunc(trust.Voters, func(v identity.TrustVoter) bool { return v.Node == id })
 }

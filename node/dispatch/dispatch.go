@@ -12,8 +12,6 @@ package dispatch
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -38,6 +36,11 @@ const (
 	// row says so: what it answered was lost on its way into the log.
 	redeliver     = 5 * time.Second
 	maxDeliveries = 256 // under way at once, over all commands
+	maxOfCommand  = 192 // and of one command: hosts that do not answer must not hold up the others
+
+	// takeover is how long a new leader gives up nothing. While there was no
+	// leader the hosts could not report; they try again at least every minute.
+	takeover = Skew + 30*time.Second
 )
 
 // Config is what a dispatcher works with. All functions are safe for
@@ -64,6 +67,7 @@ type Dispatcher struct {
 	cfg   Config
 	slots chan struct{} // one token for each delivery under way
 	coll  *collector
+	since time.Time // when this host began to lead
 }
 
 // New makes a dispatcher; Lead makes it work.
@@ -78,6 +82,7 @@ func (d *Dispatcher) Lead(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { d.coll.run(ctx) })
+	d.since = d.cfg.Now()
 
 	following := map[fleet.CommandID]bool{}
 	ended := make(chan fleet.CommandID)
@@ -108,239 +113,6 @@ func (d *Dispatcher) Lead(ctx context.Context) error {
 			delete(following, id)
 		}
 	}
-}
-
-// follow works on one command until it has ended.
-func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
-	f := &follower{d: d, accepted: map[uint32]time.Time{}, stale: map[uint32]bool{}, backoff: firstRetry}
-	for {
-		store := d.cfg.Store()
-		changed, abandoned := store.WatchCommand(id), store.Abandoned() // before the read: no change is missed
-		c := store.Command(id)
-		if c == nil {
-			return fmt.Errorf("command %s is gone", id)
-		}
-		if !c.Open() {
-			d.cfg.Logger.Info("command finished", "command", id, "document", c.DocumentName)
-			return nil
-		}
-		wait, err := f.step(ctx, store, c)
-		if err != nil {
-			d.cfg.Logger.Warn("command waits", "command", id, "err", err)
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-changed:
-		case <-abandoned:
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return nil
-		}
-	}
-}
-
-// follower is what the leader remembers of one command. All of it may be lost.
-type follower struct {
-	d        *Dispatcher
-	ticket   []byte // signed ticket of mint, encoded
-	mint     uint32
-	trust    uint32               // version of the trust.json that the ticket was signed under
-	accepted map[uint32]time.Time // hosts that hold the command, and when they last said so
-	stale    map[uint32]bool      // hosts that want a newer trust.json first
-	backoff  time.Duration
-	next     time.Time // when to deliver again to those that did not answer
-}
-
-// step does what is due and says how long to wait for the next thing.
-func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
-	now := f.d.cfg.Now()
-	var undelivered []uint32
-	unheard, open := false, false
-	var again time.Time // when to ask the first of those that took it and have no row yet
-	for _, inv := range store.Invocations(c.ID) {
-		open = open || !inv.State.Final()
-		if inv.State != fleet.Pending {
-			continue
-		}
-		took, ok := f.accepted[inv.Index]
-		switch next := took.Add(redeliver); {
-		case !ok:
-			unheard = true
-			undelivered = append(undelivered, inv.Index)
-		case !now.Before(next):
-			undelivered = append(undelivered, inv.Index)
-		case again.IsZero() || next.Before(again):
-			again = next
-		}
-	}
-	due := Due(c, unheard, open)
-	if !now.Before(due) {
-		_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt})
-		return time.Second, err
-	}
-	wait := due.Sub(now)
-	if now.UnixNano() >= c.NotAfter {
-		return wait, nil
-	}
-	if !again.IsZero() {
-		wait = min(wait, again.Sub(now))
-	}
-	if len(undelivered) == 0 {
-		return wait, nil
-	}
-	if now.Before(f.next) {
-		return min(wait, f.next.Sub(now)), nil
-	}
-	if err := f.authorise(ctx, c, now); err != nil {
-		return min(wait, f.retry(now)), err
-	}
-	if f.deliver(ctx, store, c, undelivered) {
-		f.backoff = firstRetry
-	}
-	return min(wait, f.retry(f.d.cfg.Now())), nil
-}
-
-// retry sets when to try again and doubles the pause after that.
-func (f *follower) retry(now time.Time) time.Duration {
-	pause := f.backoff
-	f.next = now.Add(pause)
-	f.backoff = min(2*f.backoff, lastRetry)
-	return pause
-}
-
-// Due is when the quorum next gives up rows of c: those that no host has
-// accepted after NotAfter, all others after Expires, each with Skew.
-func Due(c *fleet.Command, undelivered, open bool) time.Time {
-	at := c.Expires
-	if undelivered {
-		at = c.NotAfter
-	}
-	if !open {
-		at = c.Created
-	}
-	return time.Unix(0, at).Add(Skew + 1) // Apply wants it to have passed
-}
-
-// authorise makes sure that there is a ticket, with a new mint if the newest
-// can no longer be signed. A ticket that was signed under an older trust.json
-// may lack signatures that hosts now ask for.
-func (f *follower) authorise(ctx context.Context, c *fleet.Command, now time.Time) error {
-	trust := f.d.cfg.Store().Trust().Version
-	if f.ticket != nil && f.mint == c.Mint.N && f.trust == trust {
-		return nil
-	}
-	signed, err := f.d.cfg.Collect(ctx, c)
-	if errors.Is(err, f.d.cfg.StaleMint) {
-		a, err := f.d.cfg.Propose(ctx, &entry.Mint{
-			Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt, N: c.Mint.N + 1, NotBefore: now.UnixNano(),
-		})
-		if err == nil {
-			err = a.Err
-		}
-		if err != nil {
-			return fmt.Errorf("mint: %w", err)
-		}
-		if c = f.d.cfg.Store().Command(c.ID); c == nil {
-			return errors.New("the command is gone")
-		}
-		if signed, err = f.d.cfg.Collect(ctx, c); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
-	f.ticket, f.mint, f.trust = signed.Encode(), c.Mint.N, trust
-	return nil
-}
-
-// deliver sends the command to hosts, at most maxDeliveries at once, and
-// reports whether one of them took it.
-func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Command, indexes []uint32) bool {
-	document := store.Content(c.Document)
-	trust := store.Trust()
-	tree := ticket.NewTree(c.Targets)
-	type outcome struct {
-		index uint32
-		resp  *rpc.DeliverResponse
-		err   error
-	}
-	outcomes := make(chan outcome, len(indexes))
-	var wg sync.WaitGroup
-	started := 0
-	slot := func() bool {
-		select {
-		case f.d.slots <- struct{}{}:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
-	for _, index := range indexes {
-		if !slot() {
-			break
-		}
-		started++
-		req := &rpc.DeliverRequest{
-			Ticket: f.ticket, Index: index, Path: tree.Path(int(index)),
-			Document: document, DocumentName: c.DocumentName, Parameters: c.Parameters,
-		}
-		if f.stale[index] {
-			req.Trust = trust.Raw()
-		}
-		wg.Go(func() {
-			defer func() { <-f.d.slots }()
-			ctx, cancel := context.WithTimeout(ctx, deliverTimeout)
-			defer cancel()
-			resp, err := f.d.cfg.Deliver(ctx, c.Targets[index], req)
-			outcomes <- outcome{index, resp, err}
-		})
-	}
-	taken := false
-	for range started {
-		o := <-outcomes
-		if f.take(ctx, c, o.index, o.resp, o.err) {
-			taken = true
-		}
-	}
-	wg.Wait()
-	return taken
-}
-
-// take acts on what one host answered to a delivery, and reports whether that
-// was an answer.
-func (f *follower) take(ctx context.Context, c *fleet.Command, index uint32, resp *rpc.DeliverResponse, err error) bool {
-	log := f.d.cfg.Logger.With("command", c.ID, "node", c.Targets[index])
-	if err != nil {
-		log.Debug("delivery not answered", "err", err)
-		return false
-	}
-	switch resp.State {
-	case rpc.DeliverAccepted:
-		f.accepted[index] = f.d.cfg.Now()
-		f.d.coll.mark(c, index)
-		return true
-	case rpc.DeliverDone, rpc.DeliverRefused:
-		if len(resp.Result) == 0 {
-			// It refused without putting its name to it: its trust.json or its
-			// clock may be behind. That is no answer; try again with ours.
-			f.stale[index] = true
-			log.Warn("host refused without a signed answer", "reason", resp.Reason)
-			return false
-		}
-		if err := f.d.submit(ctx, c, c.Targets[index], resp.Result, resp.Detail, nil); err != nil {
-			log.Warn("answer to a delivery not taken", "err", err)
-			return false
-		}
-		f.accepted[index] = f.d.cfg.Now()
-		return true
-	case rpc.DeliverNotReady:
-		f.stale[index] = true
-		log.Debug("host is not ready", "reason", resp.Reason)
-	}
-	return false
 }
 
 // Report takes a host's signed result and answers the log index under which

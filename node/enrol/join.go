@@ -128,12 +128,13 @@ func (j *joiner) ask(ctx context.Context) (*answer, time.Duration, error) {
 
 // noAnswer is the error after every address has failed. Its kind and hint are
 // those of the failure that says most: a host that could not be trusted before
-// one that could not be reached.
+// one that says that nothing can be decided, and that before one that could not
+// be reached.
 func noAnswer(failures []error) error {
 	all := errors.Join(failures...)
 	e := fleet.Errorf(fleet.Unavailable, "no host of the fleet's quorum answered: %w", all)
 	hint := fleet.HintOf(all)
-	for _, kind := range []fleet.Kind{fleet.Expired, fleet.Unauthenticated} {
+	for _, kind := range []fleet.Kind{fleet.NoQuorum, fleet.Expired, fleet.Unauthenticated} {
 		for _, err := range failures {
 			if fleet.KindOf(err) == kind {
 				e.Kind = kind

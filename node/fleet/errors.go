@@ -40,6 +40,10 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind(%d)", uint8(k))
 }
 
+// CodeNoNodeName is the Code of the refusal of a host that joins without a
+// name, with an activation that gives none.
+const CodeNoNodeName = "NoNodeName"
+
 // Error is an error that a caller may see. Message is for a person and names
 // what was wrong; Hint says what to do. Code is SSM's name for the error where
 // SSM has one (for example "InvalidInstanceId") and else empty. Err is the

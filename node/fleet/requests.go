@@ -70,9 +70,9 @@ type NodeView struct {
 	PublicKey    []byte            `json:"PublicKey"` // agent key; the ID is derived from it
 	Address      string            `json:"Address"`
 	Labels       map[string]string `json:"Labels,omitempty"`
-	Role         string            `json:"Role"`
+	Role         string            `json:"Role,omitempty"` // absent when Brief
 	Leader       bool              `json:"Leader,omitempty"`
-	PingStatus   string            `json:"PingStatus"`
+	PingStatus   string            `json:"PingStatus,omitempty"`
 	LastPing     Instant           `json:"LastPing,omitempty"`
 	AgentVersion string            `json:"AgentVersion,omitempty"`
 	ActivationId ActivationID      `json:"ActivationId,omitempty"`
@@ -165,6 +165,7 @@ type OutputText struct {
 	Text      string `json:"Text,omitempty"`  // when it is UTF-8
 	Bytes     []byte `json:"Bytes,omitempty"` // when it is not
 	Total     uint64 `json:"Total,omitempty"` // bytes written
+	Kept      uint64 `json:"Kept,omitempty"`  // of them, what GetCommandOutput gives
 	Truncated bool   `json:"Truncated,omitempty"`
 }
 

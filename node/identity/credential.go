@@ -71,7 +71,7 @@ func LoadCredential(path string) (Credential, error) {
 	}
 	var file credentialFile
 	if err := wire.StrictJSON(b, &file); err != nil {
-		return Credential{}, fleet.Errorf(fleet.Corrupt, "credential %s: %w", path, err)
+		return Credential{}, fleet.Errorf(fleet.Corrupt, "%s is not a credential: %w", path, err)
 	}
 	if file.Version != 1 {
 		return Credential{}, fleet.Errorf(fleet.Invalid, "credential %s of version %d: this release knows version 1",

@@ -133,7 +133,7 @@ func Create(path string, origin int64) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	return f.Close()
+	return errors.Join(unlock(f), f.Close())
 }
 
 // Open opens a journal and reads it. If there is no file, the journal was lost:
@@ -199,7 +199,7 @@ func (j *Journal) Close() error {
 	if j.f == nil {
 		return nil
 	}
-	err := j.f.Close()
+	err := errors.Join(unlock(j.f), j.f.Close())
 	j.f = nil
 	if j.failed == nil {
 		j.failed = fs.ErrClosed

@@ -92,8 +92,14 @@ func (b *Beats) Run(ctx context.Context) error {
 	}
 }
 
-// round asks two voters, and others in place of those that do not answer. It
-// reports whether as many answered as are wanted or exist.
+// answerTimeout is how long a voter may take before another is asked in its
+// place: one that takes the call and says nothing must not cost the round.
+const answerTimeout = 3 * time.Second
+
+// round asks two voters, and others in place of those that do not answer in
+// time. When their answers give no fleet time, because one of their clocks is
+// off, it asks all the rest: any k honest voters are enough. It reports whether
+// as many answered as are wanted or exist, and agreed.
 func (b *Beats) round(ctx context.Context) bool {
 	order := b.order()
 	wanted := min(Wanted, len(order))
@@ -101,42 +107,58 @@ func (b *Beats) round(ctx context.Context) bool {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxRoundTrip)
-	defer cancel()
-	answered := make(chan bool, len(order))
-	ask := func(voter fleet.NodeID) {
-		sent := b.cfg.Now()
-		said, err := b.cfg.Send(ctx, voter)
-		if err != nil {
-			b.cfg.Logger.Debug("heartbeat not answered", "peer", voter, "err", err)
-			answered <- false
-			return
-		}
-		b.cfg.Clock.Heard(voter, said, sent)
-		b.mu.Lock()
-		b.last = b.cfg.Now()
-		b.mu.Unlock()
-		answered <- true
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer cancel()
+	answered := make(chan bool, 2*len(order)) // each voter answers, and may be late before that
 	next := 0
 	start := func() {
 		voter := order[next]
 		next++
-		wg.Go(func() { ask(voter) })
+		wg.Go(func() {
+			late := time.AfterFunc(answerTimeout, func() { answered <- false })
+			good := b.ask(ctx, voter)
+			if late.Stop() || good {
+				answered <- good
+			}
+		})
 	}
+	good, open := 0, 0
 	for next < wanted {
 		start()
+		open++
 	}
-	good := 0
-	for asked := 0; asked < next; asked++ {
+	for open > 0 && good < wanted {
 		if <-answered {
 			good++
 		} else if next < len(order) {
 			start()
+			open++
+		}
+		open--
+	}
+	for !b.cfg.Clock.lasting() && next < len(order) {
+		start()
+		if <-answered {
+			good++
 		}
 	}
-	return good >= wanted
+	return good >= wanted && b.cfg.Clock.lasting()
+}
+
+// ask sends one heartbeat and reports whether the voter answered it.
+func (b *Beats) ask(ctx context.Context, voter fleet.NodeID) bool {
+	sent := b.cfg.Now()
+	said, err := b.cfg.Send(ctx, voter)
+	if err != nil {
+		b.cfg.Logger.Debug("heartbeat not answered", "peer", voter, "err", err)
+		return false
+	}
+	b.cfg.Clock.Heard(voter, said, sent)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = b.cfg.Now()
+	return true
 }
 
 // order lists the voters: the leader first, because results go there, then the

@@ -64,7 +64,16 @@ func (c *Clock) Heard(voter fleet.NodeID, said, sent time.Time) {
 // FleetTime is the time on which k voters agree within MaxSpread, the latest
 // of the agreeing answers: an error of the clock then makes an order expire,
 // not live longer. It is false when fewer than k answered in the last MaxAge.
-func (c *Clock) FleetTime() (time.Time, bool) {
+func (c *Clock) FleetTime() (time.Time, bool) { return c.fleetTime(MaxAge) }
+
+// lasting reports whether there will be fleet time for a while without another
+// answer.
+func (c *Clock) lasting() bool {
+	_, ok := c.fleetTime(MaxAge / 2)
+	return ok
+}
+
+func (c *Clock) fleetTime(maxAge time.Duration) (time.Time, bool) {
 	ids, k := c.voters()
 	now := c.now()
 	var answers []time.Time
@@ -79,7 +88,7 @@ func (c *Clock) FleetTime() (time.Time, bool) {
 		if drift := wall - age; drift.Abs() > MaxSpread { // suspended, or the wall clock was set: ask again
 			continue
 		}
-		if age >= 0 && age <= MaxAge {
+		if age >= 0 && age <= maxAge {
 			answers = append(answers, h.said.Add(age))
 		}
 	}

@@ -136,6 +136,52 @@ func TestBeatsReplaceAVoterThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
+// TestAnyTwoHonestVotersAreEnough holds fleet time against one voter of three
+// that lies or takes calls and is silent, whichever it is.
+func TestAnyTwoHonestVotersAreEnough(t *testing.T) {
+	voters := []fleet.NodeID{v1, v2, v3}
+	for _, bad := range voters {
+		for name, send := range map[string]func(ctx context.Context) (time.Time, error){
+			"clock two minutes off": func(context.Context) (time.Time, error) { return time.Now().Add(2 * time.Minute), nil },
+			"silent": func(ctx context.Context) (time.Time, error) {
+				<-ctx.Done()
+				return time.Time{}, ctx.Err()
+			},
+			"refuses": func(context.Context) (time.Time, error) { return time.Time{}, errors.New("no") },
+		} {
+			t.Run(name+" "+string(bad), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					ctx, cancel := context.WithCancel(t.Context())
+					c := NewClock(time.Now, func() ([]fleet.NodeID, int) { return voters, 2 })
+					b := NewBeats(BeatsConfig{
+						Self: "mi-0000000000000000a", Voters: func() []fleet.NodeID { return voters },
+						Leader: func() fleet.NodeID { return v1 }, Clock: c, Now: time.Now, Logger: quiet(),
+						Send: func(ctx context.Context, v fleet.NodeID) (time.Time, error) {
+							if v == bad {
+								return send(ctx)
+							}
+							return time.Now(), nil
+						},
+					})
+					done := make(chan error, 1)
+					go func() { done <- b.Run(ctx) }()
+					time.Sleep(15 * time.Second)
+					for range 60 {
+						if off, ok := c.Offset(); !ok || off != 0 {
+							t.Fatalf("offset %v, %v; want the time of the two honest voters", off, ok)
+						}
+						time.Sleep(time.Minute)
+					}
+					cancel()
+					if err := <-done; err != nil {
+						t.Errorf("Run: %v", err)
+					}
+				})
+			})
+		}
+	}
+}
+
 func TestMergeKeepsTheNewer(t *testing.T) {
 	now := time.Now()
 	tab := NewTable()

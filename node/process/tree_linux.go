@@ -186,25 +186,29 @@ func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
 	if waitGone(p.id, true, ended, p.spec.Grace) {
 		return 0
 	}
-	return killAll(p.id, true, ended)
+	_, survivors = killAll(p.id, true, ended)
+	return survivors
 }
 
 // killAll sends SIGKILL to a tree until nothing of it is left, at most for
 // killPatience. It repeats, because a tree can grow while it is walked.
-func killAll(id Identity, ours bool, ended <-chan struct{}) (survivors int) {
+func killAll(id Identity, ours bool, ended <-chan struct{}) (killed, survivors int) {
 	deadline := time.Now().Add(killPatience)
+	met := map[int]bool{}
 	for {
 		if ours {
 			signalGroup(id.PID, syscall.SIGKILL) // all of the group at once
 		}
 		for _, s := range members(id, ours) {
+			met[s.pid] = true
 			signalOne(s, syscall.SIGKILL)
 		}
 		if waitGone(id, ours, ended, 50*time.Millisecond) {
-			return 0
+			return len(met), 0
 		}
 		if time.Now().After(deadline) {
-			return max(1, len(members(id, ours)))
+			survivors = max(1, len(members(id, ours)))
+			return max(0, len(met)-survivors), survivors
 		}
 	}
 }
@@ -213,10 +217,9 @@ func killAll(id Identity, ours bool, ended <-chan struct{}) (survivors int) {
 // for patience, and reports whether that is so. The child itself is in ended
 // too, so that a machine without /proc cannot make it be taken for gone.
 func waitGone(id Identity, ours bool, ended <-chan struct{}, patience time.Duration) bool {
-	over := time.NewTimer(max(patience, 2*settle))
-	defer over.Stop()
+	deadline := time.Now().Add(patience)
 	var empty time.Time // since when walks found nothing
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		gone := len(members(id, ours)) == 0
 		select {
 		case <-ended:
@@ -224,6 +227,8 @@ func waitGone(id Identity, ours bool, ended <-chan struct{}, patience time.Durat
 			gone = false
 		}
 		switch {
+		case !gone && time.Now().After(deadline):
+			return false
 		case !gone:
 			empty = time.Time{}
 		case empty.IsZero():
@@ -231,13 +236,7 @@ func waitGone(id Identity, ours bool, ended <-chan struct{}, patience time.Durat
 		case time.Since(empty) >= settle:
 			return true
 		}
-		again := time.NewTimer(pause)
-		select {
-		case <-again.C:
-		case <-over.C:
-			again.Stop()
-			return false
-		}
+		<-time.After(wait)
 	}
 }
 
@@ -270,9 +269,9 @@ func KillLeftover(ctx context.Context, id Identity) (killed int, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	found := len(members(id, ours))
-	if left := killAll(id, ours, closed); left > 0 {
-		return found - min(left, found), fmt.Errorf("leftover process %d: %d of its tree could not be killed", id.PID, left)
+	killed, survivors := killAll(id, ours, closed)
+	if survivors > 0 {
+		return killed, fmt.Errorf("leftover process %d: %d of its tree could not be killed", id.PID, survivors)
 	}
-	return found, nil
+	return killed, nil
 }

@@ -122,7 +122,7 @@ func TestStop(t *testing.T) {
 		s := NewServer(quiet(), Methods, peerOf)
 		Handle(s, MethodApplied, func(context.Context, identity.Peer, *Empty) (*AppliedResponse, error) {
 			time.Sleep(time.Second)
-			return &AppliedResponse{Index: 9}, nil
+			return &AppliedResponse{Index: 9, Time: 1795300000000000000}, nil
 		})
 		stop := serve(t, s, n.listen(atB))
 		c := closing(t, NewClient(n.dialAs(voter)))

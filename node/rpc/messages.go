@@ -286,9 +286,10 @@ type ReadIndexResponse struct {
 	Index uint64 `msgpack:"i"`
 }
 
-// AppliedResponse is the last log index that the voter applied.
+// AppliedResponse is the last log index that the voter applied, and its clock.
 type AppliedResponse struct {
 	Index uint64 `msgpack:"i"`
+	Time  int64  `msgpack:"t"`
 }
 
 // PresenceResponse is whom a voter has heard of.

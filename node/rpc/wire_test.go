@@ -61,7 +61,7 @@ func samples() []any {
 		&CoSignRequest{Command: command, Attempt: 1, Mint: 2, Index: 100},
 		&CoSignResponse{Signature: bytes.Repeat([]byte{1}, 72)},
 		&ReadIndexResponse{Index: 100},
-		&AppliedResponse{Index: 100},
+		&AppliedResponse{Index: 100, Time: 1795300000000000000},
 		&PresenceResponse{Rows: []PresenceRow{row}},
 		&errorBody{Kind: uint8(fleet.Invalid), Code: "InvalidInstanceId", Message: "no such node", Hint: "fleet node ls"},
 	}

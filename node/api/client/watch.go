@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"fleet/node/fleet"
@@ -160,9 +162,19 @@ func handleEvent(name string, data []byte, f func(fleet.WatchEvent) error) (done
 	return false, nil // a later release may send more
 }
 
+// TotalHeader of GetCommandOutput is how many bytes the step wrote, of which
+// fewer may be kept.
+const TotalHeader = "Fleet-Total"
+
+// Output is what was kept of one stream; Total is how many bytes were written.
+type Output struct {
+	io.ReadCloser
+	Total uint64
+}
+
 // Output opens the bytes of one stream of one step on one node. The caller
 // closes it.
-func (c *Client) Output(ctx context.Context, req fleet.GetCommandOutputRequest) (io.ReadCloser, error) {
+func (c *Client) Output(ctx context.Context, req fleet.GetCommandOutputRequest) (*Output, error) {
 	body, err := encode(req)
 	if err != nil {
 		return nil, err
@@ -171,5 +183,11 @@ func (c *Client) Output(ctx context.Context, req fleet.GetCommandOutputRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return res.Body, nil
+	out := &Output{ReadCloser: res.Body}
+	if text := res.Header.Get(TotalHeader); text != "" {
+		if out.Total, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return nil, errors.Join(fmt.Errorf("answer of GetCommandOutput: %w", err), res.Body.Close())
+		}
+	}
+	return out, nil
 }

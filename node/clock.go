@@ -1,0 +1,118 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"fleet/node/enrol"
+	"fleet/node/fleet"
+	"fleet/node/rpc"
+	"fleet/raftfsm/entry"
+)
+
+// A leader stamps what it decides, and stamps never fall: an honest leader with
+// a fast clock would make rows expire and signed requests look late, long after
+// its clock was set right. So it decides only while its clock agrees with the
+// other voters', and hands leadership over when it does not.
+
+const (
+	clockCheck    = 15 * time.Second // between two comparisons
+	clockRetry    = time.Second      // while no other voter answers
+	clockQuestion = 2 * time.Second  // for an answer
+)
+
+// clockState is what the last comparison said.
+type clockState struct {
+	known  bool          // a comparison was made, or there is nobody to compare with
+	offset time.Duration // the others' clock less this one's
+}
+
+// err is nil while this host may stamp.
+func (s *clockState) err() error {
+	switch {
+	case s == nil || !s.known:
+		return fleet.Errorf(fleet.Unavailable, "this leader has not compared its clock with another voter's yet")
+	case s.offset.Abs() > entry.Skew:
+		return fleet.Errorf(fleet.Unavailable, "the leader's clock is %s off the other voters': it decides nothing", s.offset.Abs().Round(time.Second)).
+			WithHint("set the clocks of the quorum hosts: chronyc makestep, or timedatectl set-ntp true")
+	}
+	return nil
+}
+
+// watchClock compares while this host leads.
+func (m *member) watchClock(ctx context.Context) {
+	for {
+		s := m.compareClocks(ctx)
+		wait := clockCheck
+		if s.known || m.clock.Load() == nil {
+			before := m.clock.Swap(&s)
+			if s.known && s.offset.Abs() > entry.Skew && (before.err() == nil || before == nil) {
+				m.n.log.Error("clock is off: handing leadership over", "offset", s.offset.String())
+			}
+		}
+		if !s.known {
+			wait = clockRetry
+		} else if s.offset.Abs() > entry.Skew {
+			m.handOver(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// compareClocks asks every other voter for its time and takes the answer that
+// lies nearest to this host's: an honest leader does not step down because one
+// other clock is wrong.
+func (m *member) compareClocks(ctx context.Context) clockState {
+	ctx, cancel := context.WithTimeout(ctx, clockQuestion)
+	defer cancel()
+	var mu sync.Mutex // guards offsets
+	var offsets []time.Duration
+	var wg sync.WaitGroup
+	others := 0
+	for _, v := range m.n.trust.Load().Voters {
+		if v.Node == m.n.info.Node {
+			continue
+		}
+		others++
+		wg.Go(func() {
+			sent := m.n.cfg.Now()
+			resp, err := rpc.Call[rpc.Empty, rpc.AppliedResponse](ctx, m.rpc, quorumHost(v.Node), rpc.MethodApplied, &rpc.Empty{})
+			if err != nil {
+				return
+			}
+			middle := sent.Add(m.n.cfg.Now().Sub(sent) / 2)
+			mu.Lock()
+			defer mu.Unlock()
+			offsets = append(offsets, time.Unix(0, resp.Time).Sub(middle.Round(0)))
+		})
+	}
+	wg.Wait()
+	if others == 0 {
+		return clockState{known: true}
+	}
+	if len(offsets) == 0 {
+		return clockState{}
+	}
+	nearest := slices.MinFunc(offsets, func(a, b time.Duration) int { return cmp.Compare(a.Abs(), b.Abs()) })
+	return clockState{known: true, offset: nearest}
+}
+
+// clockWarning says that this voter's clock is off, if it led and found so.
+func (m *member) clockWarning() []fleet.Warning {
+	s := m.clock.Load()
+	if s == nil || !s.known || s.offset.Abs() <= entry.Skew {
+		return nil
+	}
+	return []fleet.Warning{{
+		Code: "VoterClockOff", Message: fmt.Sprintf("%s: it may not lead", enrol.ClockText(s.offset)),
+		Remedy: "set the clock: chronyc makestep, or timedatectl set-ntp true",
+	}}
+}

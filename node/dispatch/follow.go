@@ -1,0 +1,271 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"fleet/node/fleet"
+	"fleet/node/rpc"
+	"fleet/node/ticket"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/state"
+)
+
+// follower is what the leader remembers of one command. All of it may be lost.
+type follower struct {
+	d      *Dispatcher
+	ticket []byte       // signed ticket of mint, encoded
+	mint   uint32       // of the ticket
+	trust  uint32       // version of the trust.json that the ticket was signed under
+	tree   *ticket.Tree // of the targets
+
+	backoff time.Duration // before the next try to get a ticket
+	next    time.Time     // that try
+
+	hosts    map[uint32]*host
+	busy     int // deliveries under way
+	outcomes chan outcome
+	wg       sync.WaitGroup // the deliveries
+}
+
+// host is what the leader remembers of one target.
+type host struct {
+	busy    bool      // a delivery is under way
+	took    bool      // it said that it holds the command
+	stale   bool      // it may want a newer trust.json first
+	next    time.Time // when to deliver next, if no row says that it has the command
+	backoff time.Duration
+}
+
+// outcome is how one delivery ended.
+type outcome struct {
+	index uint32
+	resp  *rpc.DeliverResponse
+	err   error
+}
+
+// follow works on one command until it has ended.
+func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
+	ctx, cancel := context.WithCancel(ctx)
+	f := &follower{d: d, hosts: map[uint32]*host{}, backoff: firstRetry, outcomes: make(chan outcome, maxOfCommand)}
+	defer f.wg.Wait()
+	defer cancel()
+	for {
+		store := d.cfg.Store()
+		changed, abandoned := store.WatchCommand(id), store.Abandoned() // before the read: no change is missed
+		c := store.Command(id)
+		if c == nil {
+			return fmt.Errorf("command %s is gone", id)
+		}
+		if !c.Open() {
+			d.cfg.Logger.Info("command finished", "command", id, "document", c.DocumentName)
+			return nil
+		}
+		wait, err := f.step(ctx, store, c)
+		if err != nil {
+			d.cfg.Logger.Warn("command waits", "command", id, "err", err)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-changed:
+		case <-abandoned:
+		case o := <-f.outcomes:
+			f.take(ctx, c, o)
+			for range len(f.outcomes) {
+				f.take(ctx, c, <-f.outcomes)
+			}
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// step does what is due and says how long to wait for the next thing.
+func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
+	now := f.d.cfg.Now()
+	var ready []uint32 // hosts to deliver to now
+	unheard, open := false, false
+	var again time.Time // when the next host is due
+	for _, inv := range store.Invocations(c.ID) {
+		open = open || !inv.State.Final()
+		if inv.State != fleet.Pending {
+			continue
+		}
+		h := f.host(inv.Index)
+		unheard = unheard || !h.took
+		switch {
+		case h.busy:
+		case !now.Before(h.next):
+			ready = append(ready, inv.Index)
+		case again.IsZero() || h.next.Before(again):
+			again = h.next
+		}
+	}
+	due := Due(c, unheard, open)
+	if patient := f.d.since.Add(takeover); c.Created < f.d.since.UnixNano() && due.Before(patient) {
+		due = patient
+	}
+	if !now.Before(due) {
+		_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt})
+		return time.Second, err
+	}
+	wait := due.Sub(now)
+	if now.UnixNano() >= c.NotAfter {
+		return wait, nil
+	}
+	if !again.IsZero() {
+		wait = min(wait, again.Sub(now))
+	}
+	if len(ready) == 0 || f.busy >= maxOfCommand {
+		return wait, nil
+	}
+	if now.Before(f.next) {
+		return min(wait, f.next.Sub(now)), nil
+	}
+	if err := f.authorise(ctx, c, now); err != nil {
+		f.next = now.Add(f.backoff)
+		f.backoff = min(2*f.backoff, lastRetry)
+		return min(wait, f.next.Sub(now)), err
+	}
+	f.backoff = firstRetry
+	for _, index := range ready[:min(len(ready), maxOfCommand-f.busy)] {
+		f.deliver(ctx, store, c, index)
+	}
+	return wait, nil
+}
+
+func (f *follower) host(index uint32) *host {
+	h := f.hosts[index]
+	if h == nil {
+		h = &host{backoff: firstRetry}
+		f.hosts[index] = h
+	}
+	return h
+}
+
+// Due is when the quorum next gives up rows of c: those that no host has
+// accepted after NotAfter, all others after Expires, each with Skew.
+func Due(c *fleet.Command, undelivered, open bool) time.Time {
+	at := c.Expires
+	if undelivered {
+		at = c.NotAfter
+	}
+	if !open {
+		at = c.Created
+	}
+	return time.Unix(0, at).Add(Skew + 1) // Apply wants it to have passed
+}
+
+// authorise makes sure that there is a ticket, with a new mint if the newest
+// can no longer be signed. A ticket that was signed under an older trust.json
+// may lack signatures that hosts now ask for.
+func (f *follower) authorise(ctx context.Context, c *fleet.Command, now time.Time) error {
+	trust := f.d.cfg.Store().Trust().Version
+	if f.ticket != nil && f.mint == c.Mint.N && f.trust == trust {
+		return nil
+	}
+	signed, err := f.d.cfg.Collect(ctx, c)
+	if errors.Is(err, f.d.cfg.StaleMint) {
+		a, err := f.d.cfg.Propose(ctx, &entry.Mint{
+			Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt, N: c.Mint.N + 1, NotBefore: now.UnixNano(),
+		})
+		if err == nil {
+			err = a.Err
+		}
+		if err != nil {
+			return fmt.Errorf("mint: %w", err)
+		}
+		if c = f.d.cfg.Store().Command(c.ID); c == nil {
+			return errors.New("the command is gone")
+		}
+		if signed, err = f.d.cfg.Collect(ctx, c); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	f.ticket, f.mint, f.trust = signed.Encode(), c.Mint.N, trust
+	return nil
+}
+
+// deliver sends the command to one host; take hears how it went.
+func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Command, index uint32) {
+	if f.tree == nil {
+		f.tree = ticket.NewTree(c.Targets)
+	}
+	h := f.host(index)
+	h.busy = true
+	f.busy++
+	req := &rpc.DeliverRequest{
+		Ticket: f.ticket, Index: index, Path: f.tree.Path(int(index)),
+		Document: store.Content(c.Document), DocumentName: c.DocumentName, Parameters: c.Parameters,
+	}
+	if h.stale {
+		req.Trust = store.Trust().Raw()
+	}
+	f.wg.Go(func() {
+		o := outcome{index: index}
+		select {
+		case f.d.slots <- struct{}{}:
+			ctx, cancel := context.WithTimeout(ctx, deliverTimeout)
+			o.resp, o.err = f.d.cfg.Deliver(ctx, c.Targets[index], req)
+			cancel()
+			<-f.d.slots
+		case <-ctx.Done():
+			o.err = ctx.Err()
+		}
+		f.outcomes <- o // has room for every delivery under way
+	})
+}
+
+// take acts on how one delivery went.
+func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
+	h := f.host(o.index)
+	h.busy = false
+	f.busy--
+	now := f.d.cfg.Now()
+	if f.answered(ctx, c, h, o) {
+		h.took, h.next, h.backoff = true, now.Add(redeliver), firstRetry
+		return
+	}
+	h.next = now.Add(h.backoff)
+	h.backoff = min(2*h.backoff, lastRetry)
+}
+
+// answered reports whether the host took the command or brought its result.
+func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o outcome) bool {
+	log := f.d.cfg.Logger.With("command", c.ID, "node", c.Targets[o.index])
+	if o.err != nil {
+		log.Debug("delivery not answered", "err", o.err)
+		return false
+	}
+	switch o.resp.State {
+	case rpc.DeliverAccepted:
+		f.d.coll.mark(c, o.index)
+		return true
+	case rpc.DeliverDone, rpc.DeliverRefused:
+		if len(o.resp.Result) == 0 {
+			// It refused without putting its name to it: its trust.json or its
+			// clock may be behind. That is no answer; try again with ours.
+			h.stale = true
+			log.Warn("host refused without a signed answer", "reason", o.resp.Reason)
+			return false
+		}
+		if err := f.d.submit(ctx, c, c.Targets[o.index], o.resp.Result, o.resp.Detail, nil); err != nil {
+			log.Warn("answer to a delivery not taken", "err", err)
+			return false
+		}
+		return true
+	case rpc.DeliverNotReady:
+		h.stale = true
+		log.Debug("host is not ready", "reason", o.resp.Reason)
+	}
+	return false
+}
