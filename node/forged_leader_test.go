@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"path/filepath"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"fleet/node"
 	"fleet/node/devfleet"
 	"fleet/node/document"
 	"fleet/node/enrol"
@@ -107,13 +107,9 @@ func newStolenLeader(t *testing.T) *court {
 			t.Error(err)
 		}
 	})
-	leader := f.Leader()
-	if leader == nil {
-		t.Fatal("no leader")
-	}
-	cred := f.Credential()
-	c := &court{fleet: cred.Fleet, operator: cred.Operator, key: cred.Key, now: time.Now().UnixNano(), node: leader.ID()}
-	data, info, err := enrol.OpenDir(filepath.Join(dir, leader.Name()))
+	cred, stolen := f.Credential(), f.Nodes()[0]
+	c := &court{fleet: cred.Fleet, operator: cred.Operator, key: cred.Key, now: time.Now().UnixNano(), node: stolen.ID()}
+	data, info, err := enrol.OpenDir(filepath.Join(dir, stolen.Name()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,26 +126,39 @@ func newStolenLeader(t *testing.T) *court {
 	}
 	c.propose = func(t *testing.T, b []byte) raftfsm.Answer {
 		t.Helper()
-		return proposeOn(t, f.Nodes(), leader, b)
+		return proposeOn(t, f, b)
 	}
 	return c
 }
 
-// proposeOn proposes on the leader and waits until all voters have applied it.
-func proposeOn(t *testing.T, voters []*node.Node, leader *node.Node, b []byte) raftfsm.Answer {
+// proposeOn proposes on whoever leads until the entry is decided, and waits
+// until all voters have applied it. (An entry that was decided twice is answered
+// as it was the first time.)
+func proposeOn(t *testing.T, f *devfleet.Fleet, b []byte) raftfsm.Answer {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	a, err := leader.ProposeBytes(ctx, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range voters {
-		if err := n.FSM().WaitApplied(ctx, a.Index); err != nil {
-			t.Fatal(err)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := errors.New("no leader")
+		if leader := f.Leader(); leader != nil {
+			var a raftfsm.Answer
+			if a, err = leader.ProposeBytes(ctx, b); err == nil {
+				for _, n := range f.Nodes() {
+					if err := n.FSM().WaitApplied(ctx, a.Index); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return a
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("nothing is decided: %v", err)
 		}
 	}
-	return a
 }
 
 func newKey(t *testing.T) identity.PrivateKey {

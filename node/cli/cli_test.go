@@ -157,7 +157,8 @@ func TestArrange(t *testing.T) {
 		{"node label web1 rack-", "fleet node label -- web1 rack-"},
 		{"activation delete a", "fleet activation rm -- a"},
 		{"run --all -- uname -r", "fleet run --all -- uname -r"},
-		{"run uname --all", "fleet run --all -- uname"},
+		{"run --all apt-get install -y x -- z", "fleet run --all -- apt-get install -y x -- z"},
+		{"run uname --all --help", "fleet run -- uname --all --help"},
 		{"run --all -- a -- b", "fleet run --all -- a -- b"},
 		{"run --all -- --help", "fleet run --all -- --help"},
 		{"run -l a=b,c -l d=e -y -- x", "fleet run --label=a=b,c --label=d=e --yes -- x"},
@@ -195,7 +196,8 @@ func TestMistakes(t *testing.T) {
 		{"one dash", []string{"node", "ls", "-output", "json"}, `no flag "-output"`},
 		{"two dashes", []string{"node", "ls", "--o", "json"}, `no flag "--o"`},
 		{"another command's flag", []string{"--detach", "node", "ls"}, `fleet node ls has no flag "--detach"`},
-		{"flag of the remote command", []string{"run", "--all", "uname", "-r"}, `what runs on the hosts comes after --`},
+		{"flag of the remote command", []string{"run", "--all", "-r", "uname"}, `what runs on the hosts comes after --`},
+		{"flag after the remote command", []string{"run", "uname", "--all"}, `put --all, --node NAME or --label KEY=VALUE before it`},
 		{"flag without its value", []string{"node", "ls", "-o"}, `-o needs a value`},
 		{"not a number", []string{"command", "ls", "--limit", "many"}, `invalid value "many"`},
 		{"too few arguments", []string{"node", "show"}, `fleet node show needs NODE`},
@@ -216,6 +218,22 @@ func TestMistakes(t *testing.T) {
 		{"join without a token", []string{"join", "--enroll-only"}, `there is no token`},
 		{"quorum add without the key", []string{"quorum", "add", "x"}, `which root key?`},
 		{"bad status", []string{"node", "ls", "--status", "fine"}, `none of Online`},
+		{"credential and context", []string{"node", "ls", "--credential", "f", "--context", "acme"}, `--credential and --context exclude each other`},
+		{"bad name of a fleet", []string{"init", "--enroll-only", "--name", "A", "--root-key", "/k"}, `fleet name "A"`},
+		{"bad log level", []string{"agent", "--log-level", "loud"}, `log.level (--log-level)`},
+		{"bad listen", []string{"agent", "--listen", "x"}, `listen (--listen)`},
+		{"bad host name", []string{"join", "--enroll-only", "--node-name", "a b"}, `name (--node-name)`},
+		{"not a command's ID", []string{"command", "show", "xx"}, `"xx"`},
+		{"not a command's ID of output", []string{"command", "output", "xx"}, `"xx"`},
+		{"not a command's state", []string{"command", "ls", "--status", "bogus"}, `none of Pending, InProgress, Success, Failed, TimedOut, Cancelled`},
+		{"form of a stream", []string{"command", "output", "00000000-0000-4000-8000-000000000000", "web1", "-o", "json"}, `--output goes with the answers of all hosts`},
+		{"not an activation's ID", []string{"activation", "rm", "nonsense"}, `"nonsense"`},
+		{"bad label", []string{"node", "label", "web1", "aws:x=y"}, `label key "aws:x"`},
+		{"bad label to remove", []string{"node", "label", "web1", "@-"}, `label key "@"`},
+		{"expires", []string{"activation", "create", "--expires", "40d"}, `--expires 40d is over 30d`},
+		{"bad address of a token", []string{"activation", "create", "--address", "host1"}, `--address "host1" is not IP:PORT`},
+		{"short time limit", []string{"run", "--all", "--timeout", "1s", "x"}, `--timeout 1s: from 5s to 48h`},
+		{"two voters", []string{"dev", "--quorum", "2"}, `2 voters of 3 nodes`},
 		{"limit", []string{"activation", "create", "--limit", "0"}, `not between 1 and 1000`},
 	}
 	for _, tt := range tests {
@@ -380,7 +398,8 @@ func TestCredential(t *testing.T) {
 	if cred, err := find(w); err != nil || cred.Name != "acme" {
 		t.Errorf("by variable: %v, %v", cred.Name, err)
 	}
-	if _, err := find(w, "--context", "gamma"); !isNoCredential(err) || !strings.Contains(err.Error(), "no operator credential for gamma") {
+	if _, err := find(w, "--context", "gamma"); fleet.KindOf(err) != fleet.NotFound || !strings.Contains(err.Error(), "no operator credential for gamma") ||
+		!strings.Contains(fleet.HintOf(err), "acme, beta") {
 		t.Errorf("unknown: %v", err)
 	}
 	if _, err := find(w, "--context", "../x"); exitCode(err) != ExitUsage {
@@ -389,6 +408,9 @@ func TestCredential(t *testing.T) {
 	w.vars["FLEET_CREDENTIAL"] = filepath.Join(w.home, ".config", "fleet", "beta")
 	if cred, err := find(w); err != nil || cred.Name != "beta" {
 		t.Errorf("by path: %v, %v", cred.Name, err)
+	}
+	if cred, err := find(w, "--context", "acme"); err != nil || cred.Name != "acme" {
+		t.Errorf("flag before the variable of a path: %v, %v", cred.Name, err)
 	}
 	if _, err := find(w, "--credential", "/nowhere"); fleet.KindOf(err) != fleet.NotFound {
 		t.Errorf("no file: %v", err)

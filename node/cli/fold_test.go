@@ -111,7 +111,8 @@ func TestFoldedAnswers(t *testing.T) {
 			event(26, "db7", "Interrupted", -1, "", ""),
 		)...)},
 		{"truncated", answersOf(with(event(1, "big", "Success", 0, "first lines\n", ""), func(i *fleet.InvocationEvent) {
-			i.Stdout.Total, i.Stdout.Truncated = 3<<20, true
+			i.Stdout.Total, i.Stdout.Kept, i.Stdout.Truncated = 60<<20-800<<10, 10<<20, true
+			i.Stderr = fleet.OutputText{Text: "lost\n", Total: 4 << 10, Truncated: true}
 		}))},
 		{"not-text", answersOf(with(event(1, "bin", "Success", 0, "", ""), func(i *fleet.InvocationEvent) {
 			i.Stdout = fleet.OutputText{Bytes: []byte("\xff\xfe\x00\n\x1b[31m"), Total: 9}

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"os"
 	"os/user"
 	"path/filepath"
 	"strings"
@@ -79,6 +78,9 @@ func (e *env) initOptions(c *cli.Context) (*enrol.InitOptions, error) {
 	if name == "" {
 		return nil, usagef("what is the fleet called?").withHint("--name NAME")
 	}
+	if err := fleet.CheckName(name); err != nil {
+		return nil, err
+	}
 	if c.String("root-key") == "" {
 		return nil, usagef("where should the root key go?").
 			withHint("--root-key FILE, best on removable media: it is needed again to add, remove or recover quorum hosts")
@@ -90,10 +92,6 @@ func (e *env) initOptions(c *cli.Context) (*enrol.InitOptions, error) {
 			return nil, usagef("the home directory is not known").withHint("--credential FILE")
 		}
 		credential = filepath.Join(dir, name)
-	}
-	if _, err := os.Lstat(credential); err == nil {
-		return nil, fleet.Errorf(fleet.Conflict, "the credential %s exists already and is not overwritten", credential).
-			WithHint("write it elsewhere: --credential FILE, or move the old one away")
 	}
 	return &enrol.InitOptions{
 		Name: name, RootKeyPath: c.String("root-key"), CredentialPath: credential,

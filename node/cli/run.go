@@ -337,7 +337,7 @@ func (e *env) follow(c *cli.Context, api *client.Client, a *answers, stream bool
 	})
 	progress.clear()
 	if err != nil && a.counts.TargetCount == 0 {
-		return e.leftBehind(a, err) // nothing has come
+		return e.leftBehind(c.Context, a, err) // nothing has come
 	}
 	printErr := e.print(c, result{
 		value: runResult{Command: a.counts, Invocations: a.sorted()}, names: []string{string(a.command)},
@@ -356,7 +356,7 @@ func (e *env) follow(c *cli.Context, api *client.Client, a *answers, stream bool
 		return printErr
 	}
 	if err != nil {
-		return e.leftBehind(a, err)
+		return e.leftBehind(c.Context, a, err)
 	}
 	if a.counts.SuccessCount < a.counts.TargetCount {
 		return exitError(ExitSome)
@@ -365,11 +365,11 @@ func (e *env) follow(c *cli.Context, api *client.Client, a *answers, stream bool
 }
 
 // leftBehind explains a wait that ended before the command did.
-func (e *env) leftBehind(a *answers, err error) error {
+func (e *env) leftBehind(ctx context.Context, a *answers, err error) error {
 	if a.sent || a.counts.TargetCount > 0 {
 		fmt.Fprintf(e.err, "the command goes on: fleet command show %s\nits answers: fleet command output %s\n", a.command, a.command)
 	}
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return exitError(ExitFailed)
 	}
 	return err

@@ -37,7 +37,7 @@ import (
 )
 
 const (
-	patience  = 30 * time.Second // bounds every wait for a condition
+	patience  = time.Minute      // bounds every wait for a condition
 	alertWait = 10 * time.Second // for a refusal in a handshake
 )
 
@@ -55,6 +55,16 @@ func await(t *testing.T, what string, holds func() bool) {
 			t.Fatalf("not after %s: %s", patience, what)
 		}
 	}
+}
+
+// undecided reports whether an answer says that nothing was decided: a busy
+// machine changes leaders. The same is then asked again.
+func undecided(err error) bool {
+	switch fleet.KindOf(err) {
+	case fleet.NoQuorum, fleet.NotLeader, fleet.Unavailable, fleet.Unknown:
+		return true
+	}
+	return false
 }
 
 // witness counts what the hosts of a fleet start, by host and command, and
@@ -147,7 +157,7 @@ func (s *scene) connect(t *testing.T) {
 		s.client.Close()
 	}
 	await(t, "the operator reaches the quorum", func() bool {
-		c, err := client.Open(t.Context(), s.Credential(), client.Options{})
+		c, err := client.Open(t.Context(), s.Credential(), client.Options{Timeout: patience})
 		if err == nil {
 			s.client = c
 		}
@@ -210,7 +220,7 @@ func (s *scene) script(script string, hosts ...fleet.NodeID) ssm.SendCommandRequ
 	content, _, _ := document.Builtin("AWS-RunShellScript")
 	req := ssm.SendCommandRequest{
 		DocumentName: "AWS-RunShellScript", DocumentHash: fleet.Sum(content).String(), DocumentHashType: "Sha256",
-		Parameters: map[string][]string{"commands": {script}}, TimeoutSeconds: 60, MaxConcurrency: "100%", MaxErrors: "100%",
+		Parameters: map[string][]string{"commands": {script}}, TimeoutSeconds: 600, MaxConcurrency: "100%", MaxErrors: "100%",
 	}
 	for _, id := range hosts {
 		req.InstanceIds = append(req.InstanceIds, string(id))
@@ -222,26 +232,29 @@ func (s *scene) script(script string, hosts ...fleet.NodeID) ssm.SendCommandRequ
 // the command.
 func (s *scene) send(t *testing.T, r request) fleet.CommandID {
 	t.Helper()
-	id, err := s.sendTo(t, s.Leader().Address(), r)
+	id, err := s.sendTo(t, s.voters()[0].Address(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return id
 }
 
-// sendTo gives a request to one quorum host.
-func (s *scene) sendTo(t *testing.T, addr string, r request) (fleet.CommandID, error) {
+// sendTo gives a request to one quorum host until it is decided.
+func (s *scene) sendTo(t *testing.T, addr string, r request) (id fleet.CommandID, err error) {
 	t.Helper()
-	d, err := enter(t.Context(), addr, s.Credential(), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.conn.Close() //nolint:errcheck // the answer was read
-	b, err := d.post(r)
-	if err != nil {
-		return "", err
-	}
-	return commandOf(t, b), nil
+	await(t, "the quorum decides a request", func() bool {
+		var d *door
+		if d, err = enter(t.Context(), addr, s.Credential(), time.Now()); err != nil {
+			return !undecided(err)
+		}
+		defer d.conn.Close() //nolint:errcheck // the answer was read
+		var b []byte
+		if b, err = d.post(r); err == nil {
+			id = commandOf(t, b)
+		}
+		return !undecided(err)
+	})
+	return id, err
 }
 
 func commandOf(t *testing.T, answer []byte) fleet.CommandID {
@@ -373,7 +386,7 @@ func enter(ctx context.Context, addr string, cred identity.Credential, now time.
 	}
 	b, err := wire.ReadFrame(conn, client.MaxPreamble)
 	if err != nil {
-		return nil, err
+		return nil, fleet.Errorf(fleet.Unavailable, "no welcome: %w", err)
 	}
 	var w client.Welcome
 	if err := wire.Unmarshal(b, &w); err != nil {
@@ -397,7 +410,7 @@ func (d *door) post(r request) ([]byte, error) {
 	}
 	res, err := http.ReadResponse(d.r, req)
 	if err != nil {
-		return nil, err
+		return nil, fleet.Errorf(fleet.Unknown, "no answer: %w", err)
 	}
 	b, err := io.ReadAll(res.Body)
 	if err = errors.Join(err, res.Body.Close()); err != nil {

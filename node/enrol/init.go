@@ -159,7 +159,9 @@ func Init(_ context.Context, o InitOptions) (_ *InitResult, err error) {
 	if err := os.MkdirAll(filepath.Dir(o.CredentialPath), 0o700); err != nil {
 		return nil, fmt.Errorf("create the credential's directory: %w", err)
 	}
-	if err := identity.SaveCredential(o.CredentialPath, cred); err != nil {
+	if err := identity.SaveCredential(o.CredentialPath, cred); fleet.KindOf(err) == fleet.Conflict {
+		return nil, fleet.Errorf(fleet.Conflict, "%w", err).WithHint("write it elsewhere with --credential FILE, or move the old one away")
+	} else if err != nil {
 		return nil, err
 	}
 	undo = append(undo, o.CredentialPath)

@@ -380,7 +380,7 @@ func TestJoinRefused(t *testing.T) {
 				}
 			})
 			return w.activation(1, time.Hour, "10.0.0.2:7790")
-		}, fleet.Unavailable, "there is no leader", "wait for two of three"},
+		}, fleet.NoQuorum, "there is no leader", "wait for two of three"},
 		{"an error without a message", func(_ *testing.T, w *world) identity.JoinToken {
 			w.quorumHostAt("10.0.0.2", func(c *ServerConfig) {
 				c.Enrol = func(context.Context, []byte) (*fleet.Node, error) {

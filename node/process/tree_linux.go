@@ -196,10 +196,11 @@ func killAll(id Identity, ours bool, ended <-chan struct{}) (killed, survivors i
 	deadline := time.Now().Add(killPatience)
 	met := map[int]bool{}
 	for {
+		tree := members(id, ours)
 		if ours {
 			signalGroup(id.PID, syscall.SIGKILL) // all of the group at once
 		}
-		for _, s := range members(id, ours) {
+		for _, s := range tree {
 			met[s.pid] = true
 			signalOne(s, syscall.SIGKILL)
 		}

@@ -149,6 +149,13 @@ func dial(ctx context.Context, dialer DialFunc, addr string, to target) (*Conn, 
 	return &Conn{Conn: conn, Peer: peer, Proto: to.proto}, nil
 }
 
+// noProtocol is TLS's alert no_application_protocol (RFC 7301).
+const noProtocol tls.AlertError = 120
+
+// ErrOtherProtocol is in the chain of a dial's error if the host answers but
+// does not speak the protocol that was asked for: it does not hold the role.
+var ErrOtherProtocol = errors.New("it does not speak this protocol")
+
 // dialError says which host an error is about and keeps its kind and hint.
 func dialError(addr string, err error) error {
 	if kind := fleet.KindOf(err); kind != fleet.Other {
@@ -156,6 +163,9 @@ func dialError(addr string, err error) error {
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "remote error" { // a TLS alert of the other side
+		if op.Err.Error() == noProtocol.Error() { // its type is not exported
+			return fleet.Errorf(fleet.Unavailable, "host at %s: %w", addr, ErrOtherProtocol)
+		}
 		return fleet.Errorf(fleet.Unavailable, "host at %s refused the connection: %w", addr, op.Err).
 			WithHint("it may not hold the role that was asked for, or not be the host that was meant")
 	}

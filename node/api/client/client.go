@@ -196,14 +196,28 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 func (c *Client) dialOne(ctx context.Context, addr string) (_ *transport.Conn, quorum []string, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	began := time.Now() // elapsed time, not the fleet's
+	late := func(err error) error {
+		var timeout net.Error
+		if kind := fleet.KindOf(err); kind != fleet.Other && kind != fleet.Unavailable {
+			return err // an answer
+		}
+		if ctx.Err() != nil || errors.As(err, &timeout) && timeout.Timeout() {
+			return fleet.Errorf(fleet.Unavailable, "no answer within %s", time.Since(began).Round(100*time.Millisecond))
+		}
+		return err
+	}
 	conn, err := transport.DialAPI(ctx, c.opts.Dial, addr, c.cred.Fleet, "", c.opts.Now)
-	if err != nil {
-		return nil, nil, err
+	switch {
+	case errors.Is(err, transport.ErrOtherProtocol):
+		return nil, nil, errNotQuorum
+	case err != nil:
+		return nil, nil, late(err)
 	}
 	w, err := greet(ctx, conn, c.cred, c.opts.Now())
 	if err != nil {
 		_ = conn.Close() // the other error is the one that matters
-		return nil, nil, err
+		return nil, nil, late(err)
 	}
 	return conn, w.Quorum[:min(len(w.Quorum), maxQuorum)], nil
 }
@@ -241,6 +255,11 @@ func (c *Client) avoid() {
 	c.http.CloseIdleConnections()
 }
 
+// errNotQuorum is what an address says that speaks other protocols of a fleet
+// only. It could be no host of the fleet at all, which nothing that is shown
+// there would prove; but an operator who gets here has mistaken the host.
+var errNotQuorum = errors.New("it is a host of the fleet, but not of its quorum")
+
 // silent can be found by errors.Is and prints nothing.
 type silent struct{ error }
 
@@ -275,6 +294,10 @@ func (c *Client) noneAnswered(failures []dialFailure) error {
 		}
 		return fleet.Errorf(chosen.Kind, "no quorum host of %s accepts %s:%s", c.cred.Name, c.cred.Operator, text.String()).
 			WithHint("%s", chosen.Hint)
+	}
+	if len(failures) == 1 && errors.Is(failures[0].err, errNotQuorum) {
+		return fleet.Errorf(fleet.Unavailable, "%s is a host of the fleet, but not of its quorum", failures[0].addr).
+			WithHint("name a host that \"fleet quorum ls\" lists, or leave --connect and FLEET_ADDRESS out")
 	}
 	e := fleet.Errorf(fleet.NoQuorum, "no quorum host of %s answers:%s", c.cred.Name, text.String())
 	e.Err = silent{errNoneAnswered}
@@ -315,7 +338,7 @@ func (c *Client) call(ctx context.Context, operation string, req, resp any, stal
 			timeout = max(timeout, longestOperation)
 		}
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fleet.Errorf(fleet.Unknown, "not done within %s", timeout))
 		defer cancel()
 	}
 	r := request{operation, body, proof, stale}
@@ -422,6 +445,9 @@ func (c *Client) once(ctx context.Context, r request) ([]byte, error) {
 	}
 	defer res.Body.Close() //nolint:errcheck // nothing is written
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	if err != nil && ctx.Err() != nil {
+		return nil, noAnswer(ctx, r)
+	}
 	if err != nil {
 		return nil, fleet.Errorf(fleet.Unknown, "the connection ended in the answer: %w", err)
 	}
@@ -446,7 +472,7 @@ func (c *Client) post(ctx context.Context, r request) (*http.Response, error) {
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, sendError(ctx, err)
+		return nil, sendError(ctx, r, err)
 	}
 	if res.StatusCode/100 != 2 {
 		defer res.Body.Close() //nolint:errcheck // nothing is written
@@ -459,15 +485,34 @@ func (c *Client) post(ctx context.Context, r request) (*http.Response, error) {
 	return res, nil
 }
 
+// noAnswer says why waiting for an answer ended with the context.
+func noAnswer(ctx context.Context, r request) error {
+	cause := context.Cause(ctx)
+	var e *fleet.Error
+	switch {
+	case r.operation == watchOperation && errors.As(cause, &e):
+		return e
+	case errors.Is(ctx.Err(), context.Canceled):
+		e = fleet.Errorf(fleet.Unknown, "interrupted before the answer to %s came", r.operation)
+	case errors.As(cause, &e):
+		e = fleet.Errorf(e.Kind, "no answer to %s: %s", r.operation, e.Message)
+	default:
+		e = fleet.Errorf(fleet.Unknown, "no answer to %s came in time", r.operation)
+	}
+	if r.proof != nil {
+		return e.WithHint("it may have been done: look before you repeat it")
+	}
+	return e.WithHint("wait longer (--timeout), or ask what one host knows where that is enough (--stale)")
+}
+
 // sendError classifies what went wrong between sending and the answer.
-func sendError(ctx context.Context, err error) error {
+func sendError(ctx context.Context, r request, err error) error {
 	var e *fleet.Error
 	if errors.As(err, &e) {
 		return e // of dial: nothing was sent
 	}
 	if ctx.Err() != nil {
-		return fleet.Errorf(fleet.Unknown, "no answer in time: %w", context.Cause(ctx)).
-			WithHint("the request may have been done: look before you repeat it")
+		return noAnswer(ctx, r)
 	}
 	return fleet.Errorf(fleet.Unknown, "the connection ended before the answer: %w", unwrapURL(err))
 }

@@ -20,6 +20,8 @@ const (
 	maxEventLine = 1 << 20
 )
 
+const watchOperation = "WatchCommand"
+
 // Names of server-sent events.
 const (
 	EventData  = "event" // a fleet.WatchEvent
@@ -86,7 +88,7 @@ func (c *Client) stream(ctx context.Context, body []byte, f func(fleet.WatchEven
 	})
 	defer quiet.Stop()
 
-	res, err := c.post(ctx, request{operation: "WatchCommand", body: body})
+	res, err := c.post(ctx, request{operation: watchOperation, body: body})
 	if err != nil {
 		return 0, c.streamError(ctx, err)
 	}
