@@ -39,8 +39,9 @@ type bubble struct {
 	hosts map[string]*memnet.Host // by node name
 	nodes map[string]*Node        // those that run
 
-	mu   sync.Mutex // guards runs
-	runs map[string]int
+	mu     sync.Mutex // guards runs and skewed
+	runs   map[string]int
+	skewed map[string]time.Duration // how far a host's clock is off
 }
 
 const (
@@ -52,6 +53,7 @@ func newBubble(t *testing.T, voters, agents int) *bubble {
 	t.Helper()
 	b := &bubble{
 		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
+		skewed: map[string]time.Duration{},
 	}
 	b.net.SetLatency(time.Millisecond)
 	b.host = b.net.Host("10.0.9.9")
@@ -130,6 +132,11 @@ func (b *bubble) start(name string) {
 	n, err := New(Config{
 		DataDir: b.data(name), Listener: l, Packet: p, Dial: h.DialContext, Advertise: b.addr(name), Version: "test",
 		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("host", name),
+		Now: func() time.Time {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return time.Now().Add(b.skewed[name])
+		},
 		Starter: func(ctx context.Context, spec process.Spec) (process.Exit, error) {
 			return b.child(ctx, name, spec)
 		},
@@ -209,7 +216,25 @@ func (b *bubble) client() *client.Client {
 	return c
 }
 
+func (b *bubble) skew(name string, by time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.skewed[name] = by
+}
+
 func (b *bubble) addVoters(c *client.Client, voters int) {
+	b.t.Helper()
+	var done fleet.AddVotersResult
+	if err := c.Call(b.t.Context(), "AddVoters", b.votersRequest(c, voters), &done); err != nil {
+		b.t.Fatal(err)
+	}
+	if len(done.Voters) != voters {
+		b.t.Fatalf("%d voters after quorum add, want %d", len(done.Voters), voters)
+	}
+}
+
+// votersRequest is what the root key signs to make n2 and the next ones voters.
+func (b *bubble) votersRequest(c *client.Client, voters int) *fleet.AddVotersRequest {
 	b.t.Helper()
 	file, root, err := identity.OpenRootKeyFile(filepath.Join(b.dir, "root.key"), nil)
 	if err != nil {
@@ -243,13 +268,7 @@ func (b *bubble) addVoters(c *client.Client, voters int) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	var done fleet.AddVotersResult
-	if err := c.Call(b.t.Context(), "AddVoters", req, &done); err != nil {
-		b.t.Fatal(err)
-	}
-	if len(done.Voters) != voters {
-		b.t.Fatalf("%d voters after quorum add, want %d", len(done.Voters), voters)
-	}
+	return req
 }
 
 // send sends a command to every host. It is called while the quorum is being
@@ -469,6 +488,94 @@ func TestAgentCrashes(t *testing.T) {
 		t.Log(seen)
 		if seen[fleet.Interrupted] == 0 {
 			t.Error("no run was interrupted in 12 crashes: the test does not reach what it is for")
+		}
+	})
+}
+
+// TestQuorumAddIsFinishedByTheNextLeader crashes the leader right after the new
+// trust.json was committed: hosts that it names would else never vote, and the
+// command could not be repeated, because they are voters already by its word.
+func TestQuorumAddIsFinishedByTheNextLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, 2)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		req := b.votersRequest(c, 3)
+		answered := make(chan error, 1)
+		go func() { answered <- c.Call(t.Context(), "AddVoters", req, nil) }()
+		first := b.nodes["n1"].member.Load()
+		for first.fsm.Store().Trust().Version < 2 {
+			select {
+			case <-first.fsm.Store().WatchTrust():
+			case <-time.After(time.Minute):
+				t.Fatal("the new trust.json was not committed")
+			}
+		}
+		b.crash("n1")
+		<-answered // however it ended
+		b.start("n1")
+		deadline := time.Now().Add(5 * time.Minute)
+		for {
+			servers, err := b.nodes["n1"].member.Load().quorum.Servers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			voters := 0
+			for _, s := range servers {
+				if s.Voter {
+					voters++
+				}
+			}
+			if voters == 3 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d voters of 3 five minutes after the crash", voters)
+			}
+			time.Sleep(time.Second)
+		}
+		c2 := b.client()
+		defer c2.Close()
+		id, err := b.send(c2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.judge(id)
+	})
+}
+
+// TestLeaderWithAWrongClockDecidesNothing sets the leader's clock days ahead in
+// the middle of a command. Stamps never fall: had it decided anything, every
+// signed request of those days would be late.
+func TestLeaderWithAWrongClockDecidesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 1)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		id, err := b.send(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrong := b.awaitLeader("")
+		b.skew(wrong, 5*24*time.Hour)
+		time.Sleep(2 * time.Minute)
+		now := b.leader()
+		if now == wrong || now == "" {
+			t.Errorf("the leader is %q; %s has the wrong clock", now, wrong)
+		}
+		if counts := b.judge(id); counts[fleet.Success] != 4 {
+			t.Errorf("the command ended with %v, want 4 successes", counts)
+		}
+		b.skew(wrong, 0)
+		id, err = b.send(c)
+		if err != nil {
+			t.Fatalf("a command after the clock was set right: %v", err)
+		}
+		b.judge(id)
+		if stamp := b.nodes[b.awaitLeader("")].member.Load().fsm.Store().LastStamp(); time.Until(time.Unix(0, stamp)) > time.Minute {
+			t.Errorf("the last stamp is %s, in the future", time.Unix(0, stamp))
 		}
 	})
 }

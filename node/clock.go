@@ -23,24 +23,35 @@ const (
 	clockCheck    = 15 * time.Second // between two comparisons
 	clockRetry    = time.Second      // while no other voter answers
 	clockQuestion = 2 * time.Second  // for an answer
+	clockStale    = 3 * clockCheck   // a comparison counts for so long
+	clockJump     = 5 * time.Second  // of the wall clock against the monotonic one
 )
 
 // clockState is what the last comparison said.
 type clockState struct {
-	known  bool          // a comparison was made, or there is nobody to compare with
+	known  bool          // another voter answered
 	offset time.Duration // the others' clock less this one's
+	at     time.Time     // when, by this host's clock
 }
 
-// err is nil while this host may stamp.
-func (s *clockState) err() error {
+// err is nil while this host, whose clock says now, may stamp. A comparison
+// counts only while the clock runs on as it did: one that was set since must be
+// compared again before anything is stamped.
+func (s *clockState) err(now time.Time) error {
 	switch {
-	case s == nil || !s.known:
+	case s == nil || !s.known || s.jumped(now):
 		return fleet.Errorf(fleet.Unavailable, "this leader has not compared its clock with another voter's yet")
 	case s.offset.Abs() > entry.Skew:
 		return fleet.Errorf(fleet.Unavailable, "the leader's clock is %s off the other voters': it decides nothing", s.offset.Abs().Round(time.Second)).
 			WithHint("set the clocks of the quorum hosts: chronyc makestep, or timedatectl set-ntp true")
 	}
 	return nil
+}
+
+func (s *clockState) jumped(now time.Time) bool {
+	age := now.Sub(s.at) // monotonic
+	wall := now.Round(0).Sub(s.at.Round(0))
+	return age < 0 || age > clockStale || (wall-age).Abs() > clockJump
 }
 
 // watchClock compares while this host leads.
@@ -50,7 +61,7 @@ func (m *member) watchClock(ctx context.Context) {
 		wait := clockCheck
 		if s.known || m.clock.Load() == nil {
 			before := m.clock.Swap(&s)
-			if s.known && s.offset.Abs() > entry.Skew && (before.err() == nil || before == nil) {
+			if s.known && s.offset.Abs() > entry.Skew && (before == nil || before.offset.Abs() <= entry.Skew) {
 				m.n.log.Error("clock is off: handing leadership over", "offset", s.offset.String())
 			}
 		}
@@ -63,8 +74,24 @@ func (m *member) watchClock(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+		case <-m.doubt:
 		}
 	}
+}
+
+// mayStamp is nil while this host's clock may stamp what the quorum decides.
+func (m *member) mayStamp() error {
+	if len(m.n.trust.Load().Voters) == 1 {
+		return nil // nobody to compare with
+	}
+	err := m.clock.Load().err(m.n.cfg.Now())
+	if err != nil {
+		select {
+		case m.doubt <- struct{}{}: // compare now
+		default:
+		}
+	}
+	return err
 }
 
 // compareClocks asks every other voter for its time and takes the answer that
@@ -76,12 +103,10 @@ func (m *member) compareClocks(ctx context.Context) clockState {
 	var mu sync.Mutex // guards offsets
 	var offsets []time.Duration
 	var wg sync.WaitGroup
-	others := 0
 	for _, v := range m.n.trust.Load().Voters {
 		if v.Node == m.n.info.Node {
 			continue
 		}
-		others++
 		wg.Go(func() {
 			sent := m.n.cfg.Now()
 			resp, err := rpc.Call[rpc.Empty, rpc.AppliedResponse](ctx, m.rpc, quorumHost(v.Node), rpc.MethodApplied, &rpc.Empty{})
@@ -95,14 +120,11 @@ func (m *member) compareClocks(ctx context.Context) clockState {
 		})
 	}
 	wg.Wait()
-	if others == 0 {
-		return clockState{known: true}
-	}
 	if len(offsets) == 0 {
 		return clockState{}
 	}
 	nearest := slices.MinFunc(offsets, func(a, b time.Duration) int { return cmp.Compare(a.Abs(), b.Abs()) })
-	return clockState{known: true, offset: nearest}
+	return clockState{known: true, offset: nearest, at: m.n.cfg.Now()}
 }
 
 // clockWarning says that this voter's clock is off, if it led and found so.

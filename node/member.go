@@ -42,6 +42,7 @@ type member struct {
 	dispatch *dispatch.Dispatcher
 	api      *api.Server
 	clock    atomic.Pointer[clockState] // of the time in which this host leads; nil before the first comparison
+	doubt    chan struct{}              // asks for a comparison now
 }
 
 // startMember starts the quorum half of this host.
@@ -58,7 +59,7 @@ func (n *Node) startMember() error {
 	if err != nil {
 		return err
 	}
-	m := &member{n: n, key: quorumID.Key, issuer: issuer, fsm: raftfsm.New(n.info.Fleet)}
+	m := &member{n: n, key: quorumID.Key, issuer: issuer, fsm: raftfsm.New(n.info.Fleet), doubt: make(chan struct{}, 1)}
 	m.quorum, err = quorum.Open(quorum.Config{
 		Dir: n.dir.File("quorum"), Self: n.info.Node, FSM: m.fsm, Listener: n.transport.Listener(transport.Raft),
 		Dial: func(ctx context.Context, node fleet.NodeID) (net.Conn, error) {
@@ -74,7 +75,7 @@ func (n *Node) startMember() error {
 	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: n.seen, Blobs: n.blobs,
-		Clock: func() error { return m.clock.Load().err() },
+		Clock: m.mayStamp,
 		Now:   n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
 	m.signer = cosign.New(cosign.Config{
@@ -143,9 +144,6 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 	defer wg.Wait()
 	defer cancel()
 	m.clock.Store(nil)
-	if len(m.n.trust.Load().Voters) == 1 {
-		m.clock.Store(&clockState{known: true})
-	}
 	wg.Go(func() { m.watchClock(ctx) })
 	if !m.fsm.Store().Fleet().Genesis {
 		if genesis == nil {

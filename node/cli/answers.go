@@ -252,8 +252,8 @@ func (e *env) writeFailures(w io.Writer, a *answers) {
 	for id, i := range a.final {
 		if i.Status != "Success" {
 			k := why{outcome(i), i.StatusDetails, i.Reason}
-			if strings.HasSuffix(k.outcome, ", "+k.reason) {
-				k.reason = "" // the exit code, said twice
+			if code := fmt.Sprintf("exit code %d", i.ResponseCode); strings.HasSuffix(k.outcome, code) {
+				k.reason = withoutCode(k.reason, code)
 			}
 			groups[k] = append(groups[k], labels[id])
 			if one, ok := first[k]; !ok || naturalCompare(labels[id], labels[one.InstanceId]) < 0 {
@@ -279,6 +279,18 @@ func (e *env) writeFailures(w io.Writer, a *answers) {
 			fmt.Fprintf(w, "    %s\n", r)
 		}
 	}
+}
+
+// withoutCode is a reason without the exit code, which the outcome says.
+func withoutCode(reason, code string) string {
+	rest, begins := strings.CutPrefix(reason, code)
+	switch {
+	case begins && rest == "":
+		return ""
+	case begins && strings.HasPrefix(rest, "; "):
+		return rest[len("; "):]
+	}
+	return reason
 }
 
 // sorted is the final answers by name.

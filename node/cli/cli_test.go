@@ -7,10 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -468,6 +470,66 @@ func TestJSONKeepsItsMeaning(t *testing.T) {
 	var out map[string]string
 	if err := json.Unmarshal([]byte(text), &out); err != nil || out["x"] != in["x"] {
 		t.Errorf("got %q, %v, want %q", out["x"], err, in["x"])
+	}
+}
+
+func TestYAMLNumbers(t *testing.T) {
+	text, err := encodeResult(map[string]any{"a": []any{1.795319581554074e+09, 7}, "b": map[string]any{"c": 0.5, "d": "1e9"}}, formYAML)
+	if want := "a:\n- 1795319581.554074\n- 7\nb:\n  c: 0.5\n  d: \"1e9\"\n"; err != nil || text != want {
+		t.Errorf("got %q, %v, want %q", text, err, want)
+	}
+}
+
+// fullDisk takes nothing, as /dev/full.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
+}
+
+func TestWriteErrors(t *testing.T) {
+	for _, args := range [][]string{{"version"}, {"version", "-o", "json"}, {"version", "-o", "name"}, {"--help"}, {"run", "--help"}} {
+		w := newWorld(t)
+		w.out = fullDisk{}
+		if code := w.run(t, args...); code != ExitFailed || w.stderr.String() != "error: write output: no space left on device\n" {
+			t.Errorf("%v: exit %d: %s", args, code, w.stderr.String())
+		}
+	}
+}
+
+func TestRemember(t *testing.T) {
+	key, err := identity.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	path := filepath.Join(w.home, "cred")
+	old := identity.Credential{Fleet: fleet.ID(strings.Repeat("a", 32)), Name: "acme", Operator: "me", Key: key,
+		Addresses: []string{"10.0.0.1:1", "10.0.0.2:1"}}
+	if err := identity.SaveCredential(path, old); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		quorum []string
+		want   string
+	}{
+		{nil, "10.0.0.1:1 10.0.0.2:1"},
+		{[]string{"10.0.0.2:1", "10.0.0.1:1"}, "10.0.0.1:1 10.0.0.2:1"},
+		{[]string{"10.9.9.9:1"}, "10.9.9.9:1 10.0.0.1:1 10.0.0.2:1"}, // one that would leave only itself
+		{[]string{"10.0.0.2:1", "10.0.0.3:1"}, "10.0.0.2:1 10.0.0.3:1 10.9.9.9:1 10.0.0.1:1"},
+		{[]string{"10.0.1.1:1", "10.0.1.2:1", "10.0.1.3:1", "10.0.1.4:1", "10.0.1.5:1"},
+			"10.0.1.1:1 10.0.1.2:1 10.0.1.3:1 10.0.1.4:1 10.0.1.5:1 10.0.0.2:1 10.0.0.3:1 10.9.9.9:1 10.0.0.1:1"},
+		{[]string{"10.0.2.1:1", "10.0.2.2:1"},
+			"10.0.2.1:1 10.0.2.2:1 10.0.1.1:1 10.0.1.2:1 10.0.1.3:1 10.0.1.4:1 10.0.1.5:1 10.0.0.2:1 10.0.0.3:1 10.9.9.9:1"},
+	} {
+		cred, err := identity.LoadCredential(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.remember(path, cred, tt.quorum)
+		if cred, err = identity.LoadCredential(path); err != nil || strings.Join(cred.Addresses, " ") != tt.want {
+			t.Errorf("%v: got %v, %v, want %s", tt.quorum, cred.Addresses, err, tt.want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -82,11 +83,48 @@ func encodeResult(v any, form string) (string, error) {
 	if form == formJSON {
 		return escapeJSON(string(b)) + "\n", nil
 	}
-	y, err := yaml.JSONToYAML(b)
+	var tree any
+	if err := yaml.UnmarshalWithOptions(b, &tree, yaml.UseOrderedMap()); err != nil {
+		return "", fmt.Errorf("encode: %w", err)
+	}
+	y, err := yaml.Marshal(plainNumbers(tree))
 	if err != nil {
 		return "", fmt.Errorf("encode: %w", err)
 	}
 	return escape(string(y)), nil
+}
+
+// plainNumbers replaces numbers with a fraction, as times are, by ones that
+// are written without an exponent.
+func plainNumbers(v any) any {
+	switch v := v.(type) {
+	case yaml.MapSlice:
+		for i := range v {
+			v[i].Value = plainNumbers(v[i].Value)
+		}
+	case []any:
+		for i := range v {
+			v[i] = plainNumbers(v[i])
+		}
+	case float64:
+		return plainNumber(v)
+	case string:
+		if _, err := strconv.ParseFloat(v, 64); err == nil {
+			return quoted(v)
+		}
+	}
+	return v
+}
+
+// quoted is text that would be read as a number, such as the label 1e9.
+type quoted string
+
+func (q quoted) MarshalYAML() ([]byte, error) { return strconv.AppendQuote(nil, string(q)), nil }
+
+type plainNumber float64
+
+func (n plainNumber) MarshalYAML() ([]byte, error) {
+	return strconv.AppendFloat(nil, float64(n), 'f', -1, 64), nil
 }
 
 // table aligns columns; cells are escaped.

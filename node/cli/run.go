@@ -36,10 +36,10 @@ const (
 func (e *env) runCommand() *cli.Command {
 	return leaf(&cli.Command{
 		Name: "run", Category: categoryDaily, ArgsUsage: "[--] COMMAND...", Usage: "run a command on hosts and show every answer",
-		Description: `From the first word that is not a flag on, or after --, the words are joined by
-spaces and run by the shell of each host, as root: flags of fleet stand before
-them, those after them are the command's own. Equal answers are shown once, with the names of their hosts; then who did
-not succeed, with what to do.
+		Description: `The command begins at the first word that is not a flag, or after --: what
+follows is the command's, its flags too. The words are joined by spaces and run
+by the shell of each host, as root. Equal answers are shown once, with the names
+of their hosts; then who did not succeed, with what to do.
 
 --all is every host. --node takes names or IDs. --label KEY=VALUE selects by
 label: KEY=A,B is either, repeated labels must all hold.

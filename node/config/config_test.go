@@ -134,7 +134,7 @@ func TestAbsentFile(t *testing.T) {
 
 func TestValidateNamesAllProblems(t *testing.T) {
 	_, err := Load(Sources{Flags: map[string]string{
-		"name": "-bad-", "listen": "7790", "advertise": "0.0.0.0:7790", "data-dir": "relative",
+		"node-name": "-bad-", "listen": "7790", "advertise": "0.0.0.0:7790", "data-dir": "relative",
 		"socket": "/" + strings.Repeat("s", 120), "log-level": "loud", "log-format": "xml",
 	}})
 	if err == nil {

@@ -164,7 +164,8 @@ func dialError(addr string, err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "remote error" { // a TLS alert of the other side
 		if op.Err.Error() == noProtocol.Error() { // its type is not exported
-			return fleet.Errorf(fleet.Unavailable, "host at %s: %w", addr, ErrOtherProtocol)
+			return fleet.Errorf(fleet.Unavailable, "host at %s refused the connection: %w", addr, ErrOtherProtocol).
+				WithHint("it may not hold the role that was asked for, or not be the host that was meant")
 		}
 		return fleet.Errorf(fleet.Unavailable, "host at %s refused the connection: %w", addr, op.Err).
 			WithHint("it may not hold the role that was asked for, or not be the host that was meant")
