@@ -110,7 +110,7 @@ func TestVerbs(t *testing.T) {
 		{"run --node node01 --timeout 1m -- head -c 12000000 /dev/zero | tr '\\0' x", 0, `of 11.4 MiB, of which 10 MiB are kept: fleet command output [0-9a-f-]{36} node01\n`, ``},
 		{"run --node node01 --no-fold -- head -c 12000000 /dev/zero | tr '\\0' x", 0, `node01: \.\.\. of 11.4 MiB, of which 10 MiB are kept: fleet command output [0-9a-f-]{36} node01\n`, ``},
 		{"command output LAST node02 --step none", 1, ``, `name one of the steps: runShellScript`},
-		{"command ls --limit 2", 0, `^COMMAND.*\n.*/dev/zero.*\n.*echo later\n$`, ``},
+		{"command ls --limit 2", 0, `^COMMAND.*(\n.*/dev/zero.*){2}\n$`, ``},
 		{"command ls --status Failed -o name", 0, `^[0-9a-f-]{36}\n`, ``},
 		{"command show 00000000-0000-4000-8000-000000000000", 1, ``, `there is no command`},
 		{"quorum ls", 0, `(?s)node01 .* leader +yes `, `1 voter to sign`},
@@ -202,6 +202,59 @@ func TestInterruptedRun(t *testing.T) {
 		t.Errorf("stderr: %q", w.stderr.String())
 	}
 	await(t, marker)
+}
+
+// An answer that has come is shown although another host's is still missing,
+// and who that is; --timeout ends the wait for it.
+func TestPartialAnswers(t *testing.T) {
+	w, _ := startFleet(t, 2, 1)
+	first := filepath.Join(shortDir(t), "first")
+	if code := w.run(t, "run", "--all", "--detach", "if mkdir "+first+"; then echo early; else sleep 5; fi"); code != 0 {
+		t.Fatalf("exit %d: %s", code, w.stderr.String())
+	}
+	id := strings.TrimSpace(w.stdout.String())
+	if code := w.run(t, "command", "output", id, "--timeout", "3s"); code != ExitFailed {
+		t.Errorf("exit %d, want %d", code, ExitFailed)
+	}
+	if !regexp.MustCompile(`^node0[12] \(1\)\n  early\n$`).MatchString(w.stdout.String()) {
+		t.Errorf("stdout: %q", w.stdout.String())
+	}
+	want := `^1 Success, 1 without an answer yet of 2, .*\nno answer yet: node0[12]\nthe command goes on: .*\nits answers: .*\nerror: not done within 3s\nhint: .*\n$`
+	if !regexp.MustCompile(want).MatchString(w.stderr.String()) {
+		t.Errorf("stderr: %q", w.stderr.String())
+	}
+}
+
+// An activation's name counts before the host's own, and what is asked of a
+// host that does not vote is said to be that.
+func TestJoinTakesTheActivationsName(t *testing.T) {
+	w, f := startFleet(t, 2, 1)
+	for i, tt := range []struct{ activation, own, want string }{
+		{"box", "", "box"}, {"", "", "web1.example.net"}, {"box", "mine", "mine"},
+	} {
+		token := filepath.Join(shortDir(t), "t")
+		create, join := []string{"activation", "create", "--token-file", token}, []string{"join", "--enroll-only", "--token-file", token,
+			"--data-dir", filepath.Join(shortDir(t), "d"), "--listen", freePort(t)}
+		if tt.activation != "" {
+			create = append(create, "--name", tt.activation)
+		}
+		if tt.own != "" {
+			join = append(join, "--node-name", tt.own)
+		}
+		if code := w.run(t, create...); code != 0 {
+			t.Fatalf("case %d: exit %d: %s", i, code, w.stderr.String())
+		}
+		if code := w.run(t, join...); code != 0 || !strings.Contains(w.stdout.String(), "node   "+tt.want+"  mi-") {
+			t.Errorf("case %d: exit %d: %s%s", i, code, w.stdout.String(), w.stderr.String())
+		}
+	}
+	for _, n := range f.Nodes() {
+		code := w.run(t, "node", "ls", "--connect", n.Address())
+		if votes := n == f.Leader(); votes != (code == 0) ||
+			!votes && !strings.Contains(w.stderr.String(), n.Address()+" is a host of the fleet, but not of its quorum\nhint:") {
+			t.Errorf("%s: exit %d: %s", n.Address(), code, w.stderr.String())
+		}
+	}
 }
 
 func await(t *testing.T, path string) {
@@ -387,9 +440,9 @@ func TestDev(t *testing.T) {
 
 // Without a quorum, status and quorum ls still say who is missing.
 func TestWithoutQuorum(t *testing.T) {
-	w, f := startFleet(t, 3, 3)
+	w, f := startFleet(t, 4, 3)
 	leader := f.Leader()
-	for _, n := range f.Nodes() {
+	for _, n := range f.Nodes()[:3] { // the fourth does not vote
 		if n != leader {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			if err := n.Stop(ctx); err != nil {
@@ -422,5 +475,24 @@ func TestWithoutQuorum(t *testing.T) {
 	all.Wait()
 	if code := w.run(t, "node", "ls", "--stale"); code != 0 || strings.Count(w.stdout.String(), "node0") < 3 {
 		t.Errorf("node ls --stale: exit %d: %s%s", code, w.stdout.String(), w.stderr.String())
+	}
+
+	// An answer that did not come in time is that, whatever the reason.
+	if code := w.run(t, "node", "ls", "--timeout", "1s"); code != ExitFailed ||
+		!strings.Contains(w.stderr.String(), "error: no answer to DescribeNodes: not done within 1s\nhint:") {
+		t.Errorf("short timeout: exit %d: %s", code, w.stderr.String())
+	}
+
+	// An ordinary host, without a credential, notices after a few heartbeats.
+	ordinary := newWorld(t)
+	ordinary.now = time.Now
+	ordinary.vars["FLEET_SOCKET"] = strings.Replace(w.vars["FLEET_SOCKET"], "node01", "node04", 1)
+	deadline := time.Now().Add(time.Minute)
+	for ordinary.run(t, "status") == ExitDone && time.Now().Before(deadline) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if code := ordinary.run(t, "status"); code != ExitNoQuorum || !strings.Contains(ordinary.stdout.String(), "not reached") ||
+		!strings.Contains(ordinary.stderr.String(), "WARNING  this host does not reach the quorum") {
+		t.Errorf("status of an ordinary host: exit %d: %s%s", code, ordinary.stdout.String(), ordinary.stderr.String())
 	}
 }

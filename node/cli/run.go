@@ -102,7 +102,7 @@ func (e *env) run(c *cli.Context) error {
 		return err
 	}
 	var nodes []fleet.NodeView
-	if c.Bool("dry-run") || len(s.labels) > 0 || e.inTTY || e.errTTY {
+	if !c.Bool("detach") || c.Bool("dry-run") || len(s.labels) > 0 || e.inTTY {
 		// Who will be asked is known before anything is decided: that it is
 		// nobody, that it is many, and later who is missing.
 		if nodes, err = s.members(c, api); err != nil {
@@ -347,7 +347,11 @@ func (e *env) follow(c *cli.Context, api *client.Client, a *answers, stream bool
 			}
 			fmt.Fprintf(e.err, "%s, %s\n", a.totals(), short(e.now().Sub(began)))
 			if missing := a.missing(); err != nil && len(missing) > 0 {
-				fmt.Fprintf(e.err, "no answer yet: %s\n", escapeCell(foldNames(missing)))
+				text := foldNames(missing)
+				if others := a.counts.TargetCount - len(a.final) - len(missing); others > 0 {
+					text += fmt.Sprintf(" and %d that did not begin", others)
+				}
+				fmt.Fprintf(e.err, "no answer yet: %s\n", escapeCell(text))
 			}
 			e.writeFailures(e.err, a)
 		},

@@ -55,6 +55,7 @@ type reported struct {
 	key   journal.Key
 	index uint64
 	err   error
+	gone  bool // the journal has dropped it: the command's time, and the journal's for it, are long over
 }
 
 // report brings results to the quorum until ctx ends.
@@ -113,7 +114,10 @@ func (r *Runner) send(ctx context.Context, k journal.Key) reported {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	e, ok := r.cfg.Journal.Lookup(k)
-	if !ok || e.Finished == nil {
+	if !ok {
+		return reported{key: k, gone: true}
+	}
+	if e.Finished == nil {
 		return reported{key: k, err: fleet.Errorf(fleet.Corrupt, "the journal has no result of %s", k)}
 	}
 	blobs := make([]fleet.Digest, 0, len(e.Finished.Blobs))
@@ -127,14 +131,14 @@ func (r *Runner) send(ctx context.Context, k journal.Key) reported {
 	if err == nil && index == 0 {
 		err = fleet.Errorf(fleet.Unknown, "the quorum took the result without saying at which index")
 	}
-	return reported{k, index, err}
+	return reported{key: k, index: index, err: err}
 }
 
 // acknowledge acts on the answer to a report.
 func (r *Runner) acknowledge(waiting map[journal.Key]*pending, a reported) {
 	p := waiting[a.key]
 	p.busy = false
-	if a.err == nil {
+	if a.err == nil && !a.gone {
 		a.err = r.cfg.Journal.Acknowledge(a.key, a.index)
 		if r.fatal(a.err) {
 			return
