@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -98,7 +97,9 @@ func newReplicas(t *testing.T) *court {
 func newStolenLeader(t *testing.T) *court {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "fleet")
-	f, err := devfleet.Start(t.Context(), devfleet.Options{Dir: dir, Nodes: 3, Quorum: 3, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	f, err := devfleet.Start(t.Context(), devfleet.Options{
+		Dir: dir, Nodes: 3, Quorum: 3, Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +276,8 @@ func (c *court) join(t *testing.T, activation fleet.ActivationID, agent, agentSi
 		t.Fatal(err)
 	}
 	b, err := identity.NewJoinRequest(identity.JoinPayload{
-		Fleet: c.fleet, Activation: activation, Key: agent.Public(), Name: "stolen", Address: "10.0.0.66:7790", Epoch: uint32(c.now / int64(time.Second)),
+		Fleet: c.fleet, Activation: activation, Key: agent.Public(), Name: "stolen", Address: "10.0.0.66:7790",
+		Epoch: uint32(c.now / int64(time.Second)),
 	}, agent, code)
 	if err != nil {
 		t.Fatal(err)
@@ -348,7 +350,11 @@ var forgeries = []struct {
 	}},
 	{"altered targets", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
 		e := c.send(t)
-		e.Request = bytes.Replace(e.Request, []byte(`"Key":"tag:role","Values":["nobody"]`), []byte(`"Key":"InstanceIds","Values":["*"]`), 1)
+		few, all := []byte(`"Key":"tag:role","Values":["nobody"]`), []byte(`"Key":"InstanceIds","Values":["*"]`)
+		if !bytes.Contains(e.Request, few) {
+			t.Fatalf("no targets in %s", e.Request)
+		}
+		e.Request = bytes.Replace(e.Request, few, all, 1)
 		return e
 	}},
 	{"proof of a connection", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
@@ -414,7 +420,9 @@ var forgeries = []struct {
 		limited := newKey(t)
 		for _, f := range c.replicas {
 			txn := f.Store().Write()
-			txn.PutOperator(&fleet.Operator{Name: "limited", Keys: []fleet.PublicKey{limited.Public()}, May: []string{"AddTagsToResource"}, Created: c.now})
+			txn.PutOperator(&fleet.Operator{
+				Name: "limited", Keys: []fleet.PublicKey{limited.Public()}, May: []string{"AddTagsToResource"}, Created: c.now,
+			})
 			txn.Commit()
 		}
 		sign := func(operation string, a *entry.Authority) {

@@ -200,11 +200,13 @@ func with(v verdict, attacks []attack) []attack {
 // byAgent is what the holder of an agent's key can try.
 func byAgent() map[string][]attack {
 	all := map[string][]attack{
-		rpc.MethodHeartbeat:     {{"its own", harmless, ask[rpc.HeartbeatRequest, rpc.HeartbeatResponse](rpc.MethodHeartbeat, always(rpc.HeartbeatRequest{Version: "x"}))}},
-		rpc.MethodReport:        reports(),
-		rpc.MethodPutBlob:       {{"of another digest", refusedByMember, putFalseBlob}},
-		rpc.MethodRenew:         {{"its own", harmless, renewOwn}},
-		rpc.MethodChangeAddress: {{"of another host", refusedByMember, ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
+		rpc.MethodHeartbeat: {{"its own", harmless, ask[rpc.HeartbeatRequest, rpc.HeartbeatResponse](rpc.MethodHeartbeat,
+			always(rpc.HeartbeatRequest{Version: "x"}))}},
+		rpc.MethodReport:  reports(),
+		rpc.MethodPutBlob: {{"of another digest", refusedByMember, putFalseBlob}},
+		rpc.MethodRenew:   {{"its own", harmless, renewOwn}},
+		rpc.MethodChangeAddress: {{"of another host", refusedByMember,
+			ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
 	}
 	for method, attacks := range ofQuorum() {
 		all[method] = with(byRole, attacks)
@@ -298,7 +300,9 @@ func deliveries() []attack {
 	}{
 		{"made up and not signed", func(*raid, []byte) []ticket.Signature { return nil }},
 		{"made up, signed once", func(r *raid, b []byte) []ticket.Signature { return []ticket.Signature{own(r, b)} }},
-		{"made up, signed twice by one", func(r *raid, b []byte) []ticket.Signature { return []ticket.Signature{own(r, b), own(r, b)} }},
+		{"made up, signed twice by one", func(r *raid, b []byte) []ticket.Signature {
+			return []ticket.Signature{own(r, b), own(r, b)}
+		}},
 		{"made up, signed and garbage", func(r *raid, b []byte) []ticket.Signature {
 			return []ticket.Signature{own(r, b), named(ticket.Signature{9: 7}, r.another().Key.ID())}
 		}},
@@ -320,7 +324,9 @@ func deliveries() []attack {
 			b := t.Bytes()
 			content, parameters := r.bait()
 			signed := ticket.Signed{Ticket: b, Signatures: c.sign(r, b)}
-			return &rpc.DeliverRequest{Ticket: signed.Encode(), Document: content, DocumentName: "AWS-RunShellScript", Parameters: parameters}, nil
+			return &rpc.DeliverRequest{
+				Ticket: signed.Encode(), Document: content, DocumentName: "AWS-RunShellScript", Parameters: parameters,
+			}, nil
 		})
 	}
 	add("made up, with a trust.json of its own", func(r *raid, at place) (*rpc.DeliverRequest, error) {
@@ -335,7 +341,9 @@ func deliveries() []attack {
 		b := t.Bytes()
 		content, parameters := r.bait()
 		signed := ticket.Signed{Ticket: b, Signatures: []ticket.Signature{ticket.Sign(r.key, b)}}
-		return &rpc.DeliverRequest{Ticket: signed.Encode(), Document: content, DocumentName: "AWS-RunShellScript", Parameters: parameters, Trust: raw}, nil
+		return &rpc.DeliverRequest{
+			Ticket: signed.Encode(), Document: content, DocumentName: "AWS-RunShellScript", Parameters: parameters, Trust: raw,
+		}, nil
 	})
 	// The order with its two good signatures. Hosts that it names have it, and
 	// may be brought it again with whatever else; the others are tried.
@@ -511,14 +519,18 @@ func reports() []attack {
 // forwardedReports are results that no host gave, brought as if one had.
 func forwardedReports() []attack {
 	var all []attack
+	honest := func(r *raid) fleet.NodeID { return r.honest.info.Node }
+	own := func(r *raid) fleet.NodeID { return r.info.Node }
+	stolen := func(r *raid) identity.PrivateKey { return r.key }
+	agent := func(r *raid) identity.PrivateKey { return r.agent.Key }
 	for _, c := range []struct {
 		name string
 		node func(r *raid) fleet.NodeID
 		key  func(r *raid) identity.PrivateKey
 	}{
-		{"for another, signed with the stolen key", func(r *raid) fleet.NodeID { return r.honest.info.Node }, func(r *raid) identity.PrivateKey { return r.key }},
-		{"for another, signed with the agent key", func(r *raid) fleet.NodeID { return r.honest.info.Node }, func(r *raid) identity.PrivateKey { return r.agent.Key }},
-		{"for another, in its own name", func(r *raid) fleet.NodeID { return r.info.Node }, func(r *raid) identity.PrivateKey { return r.agent.Key }},
+		{"for another, signed with the stolen key", honest, stolen},
+		{"for another, signed with the agent key", honest, agent},
+		{"for another, in its own name", own, agent},
 	} {
 		all = append(all, attack{c.name, refusedByLeader, ask[rpc.ForwardReportRequest, rpc.ReportResponse](rpc.MethodForwardReport,
 			func(r *raid, _ place) (*rpc.ForwardReportRequest, error) {
@@ -532,8 +544,8 @@ func forwardedReports() []attack {
 
 // putFalseBlob brings bytes under the digest of others.
 func putFalseBlob(ctx context.Context, r *raid, at place) error {
-	answer, err := rpc.CallStream(ctx, r.rpc, at.to, rpc.MethodPutBlob, rpc.BlobHead{Digest: fleet.Sum([]byte("what was said")), Size: 4},
-		bytes.NewReader([]byte("else")))
+	head := rpc.BlobHead{Digest: fleet.Sum([]byte("what was said")), Size: 4}
+	answer, err := rpc.CallStream(ctx, r.rpc, at.to, rpc.MethodPutBlob, head, bytes.NewReader([]byte("else")))
 	if err != nil {
 		return err
 	}
@@ -542,7 +554,8 @@ func putFalseBlob(ctx context.Context, r *raid, at place) error {
 }
 
 func getBlob(ctx context.Context, r *raid, at place) error {
-	answer, err := rpc.CallStream(ctx, r.rpc, at.to, rpc.MethodGetBlob, rpc.BlobHead{Digest: fleet.Sum([]byte("nobody has this"))}, nil)
+	head := rpc.BlobHead{Digest: fleet.Sum([]byte("nobody has this"))}
+	answer, err := rpc.CallStream(ctx, r.rpc, at.to, rpc.MethodGetBlob, head, nil)
 	if err != nil {
 		return err
 	}
@@ -625,10 +638,11 @@ func installs() []attack {
 		}},
 		{"that are none", func(*raid, place) (quorum, issuer []byte, err error) { return []byte("x"), nil, nil }},
 	} {
-		try := ask[rpc.InstallQuorumRequest, rpc.Empty](rpc.MethodInstallQuorum, func(r *raid, at place) (*rpc.InstallQuorumRequest, error) {
-			quorum, issuer, err := c.make(r, at)
-			return &rpc.InstallQuorumRequest{QuorumCert: quorum, IssuerCert: issuer, Trust: r.trust.Raw()}, err
-		})
+		try := ask[rpc.InstallQuorumRequest, rpc.Empty](rpc.MethodInstallQuorum,
+			func(r *raid, at place) (*rpc.InstallQuorumRequest, error) {
+				quorum, issuer, err := c.make(r, at)
+				return &rpc.InstallQuorumRequest{QuorumCert: quorum, IssuerCert: issuer, Trust: r.trust.Raw()}, err
+			})
 		all = append(all, attack{c.name, refused, func(ctx context.Context, r *raid, at place) error {
 			err := try(ctx, r, at)
 			if err == nil && at.member {
@@ -651,15 +665,17 @@ func forwards() []attack {
 		add(name, func(r *raid) (*rpc.ForwardRequest, error) {
 			req := r.script("echo >> '"+r.baitFile()+"'", r.honest.info.Node)
 			body, err := json.Marshal(req)
-			return &rpc.ForwardRequest{Operation: operation, Body: body, Operator: r.cred.Operator, Proof: identity.SignProof(r.key, identity.Proof{
+			proof := identity.SignProof(r.key, identity.Proof{
 				Fleet: r.info.Fleet, Operator: r.cred.Operator, Key: key(r), Operation: operation, Body: fleet.Sum(body),
 				NotAfter: time.Now().Add(time.Minute).UnixNano(),
-			})}, err
+			})
+			return &rpc.ForwardRequest{Operation: operation, Body: body, Operator: r.cred.Operator, Proof: proof}, err
 		})
 	}
 	ownKey := func(r *raid) fleet.KeyID { return r.key.Public().ID() }
+	operators := func(r *raid) fleet.KeyID { return r.cred.Key.Public().ID() }
 	forged("signed with the stolen key", "SendCommand", ownKey)
-	forged("signed with the stolen key in the operator's name", "SendCommand", func(r *raid) fleet.KeyID { return r.cred.Key.Public().ID() })
+	forged("signed with the stolen key in the operator's name", "SendCommand", operators)
 	forged("voters, signed with the stolen key", "AddVoters", ownKey)
 	forged("no operation for operators", "DescribeNodes", ownKey)
 	add("without a proof", func(r *raid) (*rpc.ForwardRequest, error) {

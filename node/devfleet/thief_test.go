@@ -244,7 +244,7 @@ func (s *scene) sendTo(t *testing.T, addr string, r request) (id fleet.CommandID
 	t.Helper()
 	await(t, "the quorum decides a request", func() bool {
 		var d *door
-		if d, err = enter(t.Context(), addr, s.Credential(), time.Now()); err != nil {
+		if d, err = enter(t.Context(), addr, s.Credential(), fleet.KeyID{}); err != nil {
 			return !undecided(err)
 		}
 		defer d.conn.Close() //nolint:errcheck // the answer was read
@@ -360,8 +360,9 @@ type door struct {
 	r    *bufio.Reader
 }
 
-// enter opens a connection and proves who cred says that it is.
-func enter(ctx context.Context, addr string, cred identity.Credential, now time.Time) (_ *door, err error) {
+// enter opens a connection and proves who cred says that it is, in the name of
+// a key, which is cred's own when it is zero.
+func enter(ctx context.Context, addr string, cred identity.Credential, key fleet.KeyID) (_ *door, err error) {
 	conn, err := transport.DialAPI(ctx, nil, addr, cred.Fleet, "", nil)
 	if err != nil {
 		return nil, err
@@ -379,8 +380,8 @@ func enter(ctx context.Context, addr string, cred identity.Credential, now time.
 		return nil, err
 	}
 	if err := wire.WriteFrame(conn, identity.SignProof(cred.Key, identity.Proof{
-		Fleet: cred.Fleet, Operator: cred.Operator, Operation: identity.OperationConnect, Body: binding,
-		NotAfter: now.Add(client.ProofValid).UnixNano(),
+		Fleet: cred.Fleet, Operator: cred.Operator, Key: key, Operation: identity.OperationConnect, Body: binding,
+		NotAfter: time.Now().Add(client.ProofValid).UnixNano(),
 	})); err != nil {
 		return nil, err
 	}
@@ -545,13 +546,14 @@ func (s *scene) impersonate(t *testing.T, name string, l loot) <-chan *rpc.Deliv
 	}
 	came := make(chan *rpc.DeliverRequest, 16)
 	server := rpc.NewServer(log, rpc.Methods, func(c net.Conn) (identity.Peer, bool) { return c.(*transport.Conn).Peer, true })
-	rpc.Handle(server, rpc.MethodDeliver, func(_ context.Context, _ identity.Peer, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+	deliver := func(_ context.Context, _ identity.Peer, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
 		select {
 		case came <- req:
 		default:
 		}
 		return &rpc.DeliverResponse{State: rpc.DeliverAccepted}, nil
-	})
+	}
+	rpc.Handle(server, rpc.MethodDeliver, deliver)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	listener := tr.Listener(transport.RPC)

@@ -508,10 +508,12 @@ func noAnswer(ctx context.Context, r request) error {
 // sendError classifies what went wrong between sending and the answer.
 func sendError(ctx context.Context, r request, err error) error {
 	var e *fleet.Error
-	if errors.As(err, &e) {
+	switch {
+	case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
+		return noAnswer(ctx, r)
+	case errors.As(err, &e):
 		return e // of dial: nothing was sent
-	}
-	if ctx.Err() != nil {
+	case ctx.Err() != nil:
 		return noAnswer(ctx, r)
 	}
 	return fleet.Errorf(fleet.Unknown, "the connection ended before the answer: %w", unwrapURL(err))
