@@ -37,7 +37,7 @@ var rows = []row{
 	{"0", []string{"node/fleet", "node/ssm", "node/wire"}},
 	{"1a", []string{
 		"raftfsm/entry", "node/identity", "node/authz", "node/document", "node/blob", "node/schedule",
-		"node/config", "node/process", "node/outbound", "node/memnet",
+		"node/config", "node/nodeset", "node/process", "node/outbound", "node/memnet",
 	}},
 	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets"}},
 	{"1c", []string{"raftfsm", "gossip", "node/transport", "node/inventory", "node/journal", "node/presence"}},
