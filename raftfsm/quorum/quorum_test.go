@@ -589,18 +589,17 @@ func (f *faultyLogs) set(write, read func() error) {
 
 func TestStoreFails(t *testing.T) {
 	setup := func(t *testing.T) (*cluster, *member, *faultyLogs) {
+		// Every host gets a store that can fail, so that whoever leads has one:
+		// Raft chooses itself to whom leadership is transferred.
 		c := newCluster(t, 3)
-		l := c.leader()
-		l.crash()
-		l.logs = &faultyLogs{LogStore: l.mem}
-		l.start()
-		c.converge()
-		for !l.q.Ready() { // make it the leader again
-			if now := c.leader(); now != l {
-				_ = now.q.TransferLeadership(t.Context())
-			}
-			time.Sleep(time.Second)
+		c.leader()
+		for _, m := range c.nodes {
+			m.crash()
+			m.logs = &faultyLogs{LogStore: m.mem}
+			m.start()
+			c.converge()
 		}
+		l := c.leader()
 		return c, l, l.logs.(*faultyLogs)
 	}
 	check := func(t *testing.T, c *cluster, l *member, limit time.Duration) {
