@@ -16,6 +16,7 @@ import (
 	"fleet/node/api/client"
 	"fleet/node/document"
 	"fleet/node/fleet"
+	"fleet/node/nodeset"
 	"fleet/node/ssm"
 )
 
@@ -57,7 +58,7 @@ Exit codes: 0 all succeeded, 1 the request failed, 2 some hosts did not succeed,
 3 no quorum, 4 not allowed, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "run on every host"},
-			&cli.StringSliceFlag{Name: "node", Usage: "run on the host `NODE`, a name or an ID; several with commas or repeated"},
+			&cli.StringSliceFlag{Name: "node", Usage: "run on the host `NODE`, a name, an ID or a set such as web[01-20]; several with commas or repeated"},
 			&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
 				Usage: "run on hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"},
 			&cli.StringFlag{Name: "timeout", Usage: "kill it on a host after `DURATION`, 5s to 48h (default 1h)"},
@@ -224,7 +225,11 @@ func readSelection(c *cli.Context) (*selection, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &selection{all: c.Bool("all"), nodes: splitCommas(c.StringSlice("node")), labels: labels}
+	nodes, err := expandNodes(c.StringSlice("node"))
+	if err != nil {
+		return nil, err
+	}
+	s := &selection{all: c.Bool("all"), nodes: nodes, labels: labels}
 	switch {
 	case len(s.nodes) > maxNamed:
 		return nil, usagef("%d hosts are named, %d can be", len(s.nodes), maxNamed).withHint(tooManyTargetsHint)
@@ -236,6 +241,30 @@ func readSelection(c *cli.Context) (*selection, error) {
 		return nil, usagef("on which hosts?").withHint(selectTargetsHint)
 	}
 	return s, nil
+}
+
+// expandNodes lists the hosts that the values of --node name. A value is a list
+// with commas or, with one of the characters []!&^, a node set as ClusterShell
+// writes it. A set that comes to nothing is an error: it must not fall back to
+// other selectors.
+func expandNodes(values []string) ([]string, error) {
+	var names []string
+	for _, v := range values {
+		if !strings.ContainsAny(v, "[]!&^") {
+			names = append(names, splitCommas([]string{v})...)
+			continue
+		}
+		set, err := nodeset.Parse(v, maxNamed)
+		if err != nil {
+			return nil, err
+		}
+		if set.Len() == 0 {
+			return nil, usagef("--node %s names no host", v)
+		}
+		names = append(names, set.Names()...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // selects reports whether an argument looks like a flag that selects hosts.
