@@ -5,6 +5,7 @@
 package devfleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -322,11 +324,13 @@ func (f *Fleet) Credential() identity.Credential { return f.cred }
 // RootKeyFile is where the root key lies.
 func (f *Fleet) RootKeyFile() string { return f.root }
 
-// Nodes are the running nodes, in no order.
+// Nodes are the running nodes, by name: those that vote come first.
 func (f *Fleet) Nodes() []*node.Node {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]*node.Node(nil), f.nodes...)
+	return slices.SortedFunc(slices.Values(f.nodes), func(a, b *node.Node) int {
+		return cmp.Compare(index(a.Name()), index(b.Name()))
+	})
 }
 
 // Leader is the node that leads; nil while there is none.
