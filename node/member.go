@@ -255,7 +255,7 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	if t := store.Trust(); t != nil && t.Version > req.TrustVersion {
 		resp.Trust = t.Raw()
 	}
-	resp.View, resp.ViewIndex, resp.ViewFull = viewSince(store.Nodes(), req.ViewIndex)
+	resp.View, resp.ViewIndex = viewSince(store.Nodes(), req.ViewIndex)
 	return resp, nil
 }
 
@@ -267,7 +267,7 @@ const (
 )
 
 // viewSince lists the rows that changed after an index, oldest change first.
-func viewSince(nodes []*fleet.Node, since uint64) (rows []rpc.ViewRow, index uint64, full bool) {
+func viewSince(nodes []*fleet.Node, since uint64) (rows []rpc.ViewRow, index uint64) {
 	sortByIndex(nodes)
 	index = since
 	size := 0
@@ -287,7 +287,7 @@ func viewSince(nodes []*fleet.Node, since uint64) (rows []rpc.ViewRow, index uin
 		rows = append(rows, rpc.ViewRow{ID: row.ID, Name: row.Name, Labels: row.Labels, Address: row.Address})
 		index = row.Index
 	}
-	return rows, index, since == 0
+	return rows, index
 }
 
 // report decides a host's result here, or brings it to the leader.

@@ -43,7 +43,6 @@ type HeartbeatResponse struct {
 	Trust      []byte       `msgpack:"s,omitempty"` // trust.json, when newer
 	View       []ViewRow    `msgpack:"v,omitempty"` // what changed since ViewIndex
 	ViewIndex  uint64       `msgpack:"i"`           // what the view covers after these rows
-	ViewFull   bool         `msgpack:"f,omitempty"` // View is everything: forget what was held
 	Leader     fleet.NodeID `msgpack:"l,omitempty"`
 	NodeRecord []byte       `msgpack:"r,omitempty"` // a newer one of the caller's own
 }
