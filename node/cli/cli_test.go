@@ -37,6 +37,10 @@ func golden(t *testing.T, name, got string) {
 		}
 	}
 	want, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is no node/cli/%s: make it with go test ./node/cli -run '^%s$' -update, and read what it says", path, t.Name())
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

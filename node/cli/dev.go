@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -51,6 +52,10 @@ func (e *env) dev(c *cli.Context) (err error) {
 			return fmt.Errorf("temporary directory: %w", err)
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	}
+	// What DIR/env says must hold in every directory.
+	if dir, err = filepath.Abs(dir); err != nil {
+		return fmt.Errorf("--dir: %w", err)
 	}
 	log := e.logger(&config.Config{Log: config.Log{Level: level.String(), Format: "text"}})
 	f, err := devfleet.Start(c.Context, devfleet.Options{
