@@ -45,7 +45,7 @@ var rows = []row{
 	{"3", []string{
 		"node/control", "node/cosign", "node/dispatch", "node/enrol", "node/session", "node/patch", "node/statemgr",
 	}},
-	{"4", []string{"node/api", "node/console"}},
+	{"4", []string{"node/api", "node/console", "node/doctor"}},
 	{"5", []string{"node"}},
 	{"6", []string{"node/devfleet"}},
 	{"7", []string{"node/cli"}},

@@ -163,7 +163,8 @@ func (n *Node) joinServer() *enrol.Server {
 			}
 			return m.issuing()
 		},
-		Now: n.cfg.Now, Logger: n.log.With("component", "join"),
+		Reaches: n.transport.Reaches,
+		Now:     n.cfg.Now, Logger: n.log.With("component", "join"),
 	})
 }
 

@@ -89,7 +89,7 @@ func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 func (e *env) commands() []*cli.Command {
 	return []*cli.Command{
 		e.runCommand(), e.statusCommand(),
-		e.initCommand(), e.joinCommand(), e.agentCommand(), e.devCommand(), e.versionCommand(),
+		e.initCommand(), e.joinCommand(), e.agentCommand(), e.doctorCommand(), e.devCommand(), e.versionCommand(),
 		e.nodeCommand(), e.activationCommand(), e.quorumCommand(), e.commandCommand(),
 	}
 }

@@ -68,6 +68,7 @@ func (e *env) join(c *cli.Context) error {
 		r, err = enrol.Join(c.Context, opts)
 	}
 	if err != nil {
+		e.explainJoin(c, cfg, token, err)
 		return err
 	}
 	fmt.Fprintf(e.out, "fleet  %s  %s\n", escapeCell(r.Name), r.Fleet)

@@ -28,6 +28,10 @@ const (
 type hello struct {
 	Version int    `msgpack:"v"` // 1
 	Request []byte `msgpack:"r,omitempty"`
+
+	// CallBack is the TCP port at which the host is asked to try the joiner's
+	// address; 0 asks for nothing. See Probe.
+	CallBack uint16 `msgpack:"b,omitempty"`
 }
 
 // answer is the fleet's only message.
@@ -40,6 +44,9 @@ type answer struct {
 	Hint    string `msgpack:"h,omitempty"`
 
 	Peers []wirePeer `msgpack:"p,omitempty"` // hosts of the quorum
+
+	Observed string `msgpack:"o,omitempty"`  // address that the joiner speaks from
+	CallBack string `msgpack:"cb,omitempty"` // callBackOpen, or why not
 
 	FleetName   string   `msgpack:"fn,omitempty"`
 	NodeName    string   `msgpack:"nn,omitempty"`

@@ -41,6 +41,10 @@ type ServerConfig struct {
 	// does not vote.
 	Issuing func() (*Issuing, error)
 
+	// Reaches tries a TCP connection; nil tries none. It is asked for the
+	// address of whoever asks only.
+	Reaches func(ctx context.Context, addr string) error
+
 	Now    func() time.Time
 	Logger *slog.Logger
 }
@@ -77,6 +81,8 @@ func (i *Issuing) Certify(n *fleet.Node, now time.Time) (certificate, record []b
 type Server struct {
 	cfg  ServerConfig
 	busy chan struct{} // one token for each enrolment under way
+
+	callBacks callBacks
 }
 
 // NewServer makes a server; Serve starts it.
@@ -131,7 +137,10 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) {
 		s.cfg.Logger.Warn("join refused", "addr", conn.RemoteAddr().String(), "err", err)
 		a = refusal(err)
 	}
-	a.Version, a.Time = 1, s.cfg.Now().UnixNano()
+	if h.CallBack != 0 {
+		a.CallBack = s.callBack(ctx, conn.RemoteAddr(), h.CallBack)
+	}
+	a.Version, a.Time, a.Observed = 1, s.cfg.Now().UnixNano(), conn.RemoteAddr().String()
 	if err := writeMessage(conn, a); err != nil {
 		s.cfg.Logger.Debug("join answer not written", "addr", conn.RemoteAddr().String(), "err", err)
 	}

@@ -98,6 +98,23 @@ func DialJoin(ctx context.Context, dialer DialFunc, addr string, root fleet.Dige
 	})
 }
 
+// DialAny opens a joiner's connection to whatever fleet answers at addr, to find
+// out which: Peer says it, and nobody vouches for that. Nothing that matters may
+// be sent on it.
+func DialAny(ctx context.Context, dialer DialFunc, addr string, now func() time.Time) (*Conn, fleet.PublicKey, error) {
+	var root fleet.PublicKey
+	c, err := dial(ctx, dialer, addr, target{
+		proto: Join, name: nameJoin, now: now,
+		verify: func(chain []*x509.Certificate, now time.Time) (_ identity.Peer, err error) {
+			if root, err = rootKey(chain); err != nil {
+				return identity.Peer{}, err
+			}
+			return identity.VerifyChain(chain, fleet.IDOf(root), now)
+		},
+	})
+	return c, root, err
+}
+
 // target is whom a dial means.
 type target struct {
 	proto  Proto

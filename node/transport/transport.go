@@ -80,6 +80,7 @@ type Config struct {
 // Transport owns the port. Its methods may be called from any goroutine.
 type Transport struct {
 	cfg    Config
+	packet *probedPacket
 	limits *limiter
 	refuse *throttledLog
 
@@ -129,6 +130,7 @@ func New(cfg Config) (*Transport, error) {
 	cfg.Limits = cfg.Limits.withDefaults()
 	return &Transport{
 		cfg:       cfg,
+		packet:    &probedPacket{PacketConn: cfg.Packet, fresh: func() (net.PacketConn, error) { return openFresh(cfg.Packet.LocalAddr()) }},
 		limits:    newLimiter(cfg.Limits),
 		refuse:    &throttledLog{log: cfg.Logger},
 		done:      make(chan struct{}),
@@ -202,8 +204,9 @@ func (t *Transport) Close() error {
 // Addr is the TCP address that is listened on.
 func (t *Transport) Addr() net.Addr { return t.cfg.Listener.Addr() }
 
-// Packet is the UDP socket, for gossip. The transport closes it.
-func (t *Transport) Packet() net.PacketConn { return t.cfg.Packet }
+// Packet is the UDP socket, for gossip: what is read from it is no probe, those
+// are answered (see ProbeUDP). The transport closes it.
+func (t *Transport) Packet() net.PacketConn { return t.packet }
 
 // Recheck closes every open connection whose peer would no longer be admitted:
 // its certificate ran out or Admit refuses it. Whoever learns of a revocation
