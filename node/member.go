@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,6 +74,7 @@ func (n *Node) startMember() error {
 		return err
 	}
 	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
+	m.rpc.UseRelays(m.otherVoters)
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: n.seen, Blobs: n.blobs,
 		Clock: m.mayStamp,
@@ -109,6 +111,9 @@ func (n *Node) startMember() error {
 		return m.quorum.Lead(ctx, func(ctx context.Context) error { return m.lead(ctx, genesis) })
 	})
 	n.run("trust", m.followTrust)
+	n.run("reverse", func(ctx context.Context) error {
+		return m.rpc.ServeReverse(ctx, n.transport.Listener(transport.Reverse), peerOf)
+	})
 	n.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
 	return nil
 }
@@ -194,16 +199,22 @@ func (m *member) followTrust(ctx context.Context) error {
 	}
 }
 
+// otherVoters are the voters besides this host.
+func (m *member) otherVoters() []fleet.NodeID {
+	return slices.DeleteFunc(m.n.voters(), func(id fleet.NodeID) bool { return id == m.n.info.Node })
+}
+
 // admitAgent compares an agent's certificate with the registry.
-func (m *member) admitAgent(peer identity.Peer, trust *identity.Trust, now time.Time) error {
+func (m *member) admitAgent(p transport.Proto, peer identity.Peer, trust *identity.Trust, now time.Time) error {
 	if !trust.Issuer(peer.Issuer, now) {
 		return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
 	}
 	store := m.fsm.Store()
 	row := store.Node(peer.Node)
 	if row == nil {
-		// A host that follows the log may hear of a new node from the node.
-		if info := store.Fleet(); !info.Genesis || m.quorum.Leader() != m.n.info.Node {
+		// A host that follows the log may hear of a new node from the node. A
+		// reverse connection is for calls to a node that is in the registry.
+		if info := store.Fleet(); p != transport.Reverse && (!info.Genesis || m.quorum.Leader() != m.n.info.Node) {
 			return nil
 		}
 		return fleet.Errorf(fleet.Denied, "%s is not enrolled", peer.Node)

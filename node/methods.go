@@ -62,6 +62,9 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodApplied, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.AppliedResponse, error) {
 		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano()}, nil
 	}))
+	rpc.Handle(s, rpc.MethodRelay, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.RelayRequest) (*rpc.RelayResponse, error) {
+		return m.rpc.Relay(ctx, req)
+	}))
 	rpc.Handle(s, rpc.MethodPresence, asMember(n, func(context.Context, *member, identity.Peer, *rpc.Empty) (*rpc.PresenceResponse, error) {
 		return n.presence(), nil
 	}))

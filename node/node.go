@@ -80,7 +80,8 @@ type Node struct {
 	quorumTLS atomic.Pointer[tls.Certificate] // nil until certified
 	trustMu   sync.Mutex                      // held to replace trust, not to read it
 	trust     atomic.Pointer[identity.Trust]
-	installMu sync.Mutex // held while this host becomes a quorum host
+	retrust   chan struct{} // closed and replaced, under trustMu, when trust has changed
+	installMu sync.Mutex    // held while this host becomes a quorum host
 	record    atomic.Pointer[[]byte]
 	member    atomic.Pointer[member] // nil on an ordinary host
 
@@ -122,7 +123,7 @@ func New(cfg Config) (_ *Node, err error) {
 		cfg: cfg, dir: dir, info: info, root: info.Root(),
 		log:   cfg.Logger,
 		seen:  presence.NewTable(),
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}),
 	}
 	n.view = newView(n.cfg.Now)
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
@@ -218,6 +219,7 @@ func (n *Node) Start(context.Context) error {
 	}
 	n.run("agent", n.runner.Run)
 	n.run("heartbeats", n.beats.Run)
+	n.run("reverse connections", n.runReverse)
 	n.run("gossip", n.runRing)
 	n.run("renewal", n.runRenewal)
 	trust := n.trust.Load()
@@ -350,7 +352,7 @@ func (n *Node) admit(p transport.Proto, peer identity.Peer) error {
 	switch peer.Role {
 	case fleet.RoleAgent:
 		if m != nil {
-			return m.admitAgent(peer, trust, n.cfg.Now())
+			return m.admitAgent(p, peer, trust, n.cfg.Now())
 		}
 		if !trust.Issuer(peer.Issuer, n.cfg.Now()) {
 			return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
@@ -385,9 +387,18 @@ func (n *Node) setTrust(raw []byte) error {
 		return err
 	}
 	n.trust.Store(next)
+	close(n.retrust)
+	n.retrust = make(chan struct{})
 	n.log.Info("trust changed", "trust", next.Version, "voters", len(next.Voters), "k", next.K)
 	n.transport.Recheck()
 	return nil
+}
+
+// trustChanged is closed when a newer trust.json than now is held.
+func (n *Node) trustChanged() <-chan struct{} {
+	n.trustMu.Lock()
+	defer n.trustMu.Unlock()
+	return n.retrust
 }
 
 // listenLocal opens the local socket.

@@ -124,7 +124,7 @@ func (r *raid) attempt(t *testing.T, method string, a attack) {
 		case a.want == harmless:
 			report(at, a.want.judge(r, a.try(t.Context(), r, at)))
 		case a.want == refusedByMember && !at.member, a.want == refusedByLeader && !at.member:
-			if err = a.try(t.Context(), r, at); !undecided(err) {
+			if err = a.try(t.Context(), r, at); !undecided(err) && !errors.Is(err, errNotTried) {
 				report(at, fmt.Errorf("served by a host that should not: %w", err))
 			}
 		case a.want == refusedByLeader:
@@ -243,6 +243,7 @@ func ofQuorum() map[string][]attack {
 		rpc.MethodReadIndex:     {{"plain", harmless, ask[rpc.Empty, rpc.ReadIndexResponse](rpc.MethodReadIndex, always(rpc.Empty{}))}},
 		rpc.MethodPresence:      {{"plain", harmless, ask[rpc.Empty, rpc.PresenceResponse](rpc.MethodPresence, always(rpc.Empty{}))}},
 		rpc.MethodApplied:       {{"plain", harmless, ask[rpc.Empty, rpc.AppliedResponse](rpc.MethodApplied, always(rpc.Empty{}))}},
+		rpc.MethodRelay:         relays(),
 	}
 }
 
@@ -282,8 +283,14 @@ func (r *raid) another() identity.TrustVoter {
 	return r.trust.Voters[i]
 }
 
+// forgery makes the order for one place; nil where there is none to make.
+type forgery func(r *raid, at place) (*rpc.DeliverRequest, error)
+
 // deliveries bring orders that no host may act on.
-func deliveries() []attack {
+func deliveries() []attack { return orders(deliver) }
+
+// orders are such orders, each with the way that brings it.
+func orders(deliver func(forgery) func(context.Context, *raid, place) error) []attack {
 	type signatures func(r *raid, b []byte) []ticket.Signature
 	named := func(s ticket.Signature, key fleet.KeyID) ticket.Signature {
 		copy(s[:8], key[:])
@@ -291,7 +298,7 @@ func deliveries() []attack {
 	}
 	own := func(r *raid, b []byte) ticket.Signature { return ticket.Sign(r.key, b) }
 	var all []attack
-	add := func(name string, req func(r *raid, at place) (*rpc.DeliverRequest, error)) {
+	add := func(name string, req forgery) {
 		all = append(all, attack{name, refused, deliver(req)})
 	}
 	for _, c := range []struct {
@@ -432,7 +439,7 @@ func (r *raid) falseTrust() ([]byte, error) {
 
 // deliver calls Deliver; an answer that the host will not run it counts as an
 // error, as the refusals of other methods do. A nil request is not sent.
-func deliver(req func(r *raid, at place) (*rpc.DeliverRequest, error)) func(context.Context, *raid, place) error {
+func deliver(req forgery) func(context.Context, *raid, place) error {
 	return func(ctx context.Context, r *raid, at place) error {
 		q, err := req(r, at)
 		if err != nil {
@@ -714,6 +721,62 @@ func (r *raid) joinRequest() ([]byte, error) {
 		Fleet: r.info.Fleet, Activation: "00000000-0000-4000-8000-000000000000", Key: key.Public(), Name: "stolen",
 		Address: "127.0.0.1:1", Epoch: uint32(time.Now().Unix()),
 	}, key, code)
+}
+
+// relays have a voter bring to the honest host what it would not be brought
+// directly: other methods, a further hop, and every forged order.
+func relays() []attack {
+	relay := func(ctx context.Context, r *raid, at place, method string, body []byte) ([]byte, error) {
+		resp, err := rpc.Call[rpc.RelayRequest, rpc.RelayResponse](ctx, r.rpc, at.to, rpc.MethodRelay,
+			&rpc.RelayRequest{Node: r.honest.info.Node, Method: method, Body: body})
+		switch {
+		case err != nil:
+			return nil, err
+		case resp.Err() != nil:
+			return nil, resp.Err()
+		case !resp.Found:
+			return nil, fleet.Errorf(fleet.Unavailable, "%s is not connected to %s", honestHost, at.name)
+		}
+		return resp.Body, nil
+	}
+	var all []attack
+	for _, m := range []string{rpc.MethodRelay, rpc.MethodReport, rpc.MethodHeartbeat, rpc.MethodGetBlob, "Other"} {
+		all = append(all, attack{"of " + m, refusedByMember, func(ctx context.Context, r *raid, at place) error {
+			_, err := relay(ctx, r, at, m, []byte{0x80})
+			return err
+		}})
+	}
+	for _, a := range orders(func(req forgery) func(context.Context, *raid, place) error {
+		return func(ctx context.Context, r *raid, at place) error {
+			// The order as it would be brought to the honest host itself.
+			q, err := req(r, place{honestHost, false, rpc.Target{Node: r.honest.info.Node, Role: fleet.RoleAgent}})
+			if err != nil {
+				return err
+			}
+			if q == nil {
+				return errNotTried
+			}
+			body, err := relay(ctx, r, at, rpc.MethodDeliver, wire.MustMarshal(q))
+			if err != nil {
+				return err
+			}
+			var resp rpc.DeliverResponse
+			if err := wire.Unmarshal(body, &resp); err != nil {
+				return err
+			}
+			if resp.State == rpc.DeliverRefused {
+				return fleet.Errorf(fleet.Denied, "%s", resp.Reason)
+			}
+			return nil
+		}
+	}) {
+		a.name = "of an order " + a.name
+		if a.want == refused {
+			a.want = refusedByMember
+		}
+		all = append(all, a)
+	}
+	return all
 }
 
 // coSigns ask for signatures under what was not decided. (For what was decided

@@ -408,11 +408,12 @@ func (s *scene) certify(t *testing.T, l loot) *enrol.Identity {
 func (r *raid) protocols(t *testing.T) {
 	t.Helper()
 	tries := map[transport.Proto]func(ctx context.Context, at place, addr string) error{
-		transport.RPC:    func(context.Context, place, string) error { return nil }, // walk has been there
-		transport.Raft:   r.raftPort,
-		transport.Gossip: r.gossipPort,
-		transport.API:    r.apiPort,
-		transport.Join:   r.joinPort,
+		transport.RPC:     func(context.Context, place, string) error { return nil }, // walk has been there
+		transport.Raft:    r.raftPort,
+		transport.Gossip:  r.gossipPort,
+		transport.Reverse: r.reversePort,
+		transport.API:     r.apiPort,
+		transport.Join:    r.joinPort,
 	}
 	for _, p := range protosOfTransport(t) {
 		try := tries[p]
@@ -517,6 +518,49 @@ func (r *raid) gossipPort(ctx context.Context, at place, addr string) error {
 	}
 	_, _ = conn.Write(make([]byte, 4<<10)) // the host hangs up at the first bytes that it does not know
 	_ = conn.Close()
+	return nil
+}
+
+// reversePort: an agent may open it at a voter, to be called there as the host
+// that it is. It can ask nothing over it, and holds no more than a few places.
+func (r *raid) reversePort(ctx context.Context, at place, addr string) error {
+	name := at.to.Role.String() + "." + string(at.to.Node)
+	if r.as != fleet.RoleAgent || at.to.Role != fleet.RoleQuorum {
+		return closed(ctx, addr, transport.Reverse, name, &r.cert)
+	}
+	// A call in the wrong direction, as it would be made on the protocol h2.
+	asking := rpc.NewClient(func(ctx context.Context, _ fleet.NodeID, _ fleet.Role) (net.Conn, error) {
+		return dialTLS(ctx, addr, transport.Reverse, name, &r.cert)
+	})
+	defer asking.Close() //nolint:errcheck // the call's error counts
+	_, err := rpc.Call[rpc.HeartbeatRequest, rpc.HeartbeatResponse](ctx, asking, at.to, rpc.MethodHeartbeat, &rpc.HeartbeatRequest{Version: "x"})
+	if kind := fleet.KindOf(err); kind != fleet.Unknown && kind != fleet.Unavailable {
+		return fmt.Errorf("a call in the wrong direction: %w", err)
+	}
+	// Many at once: the newest counts, older ones are let go.
+	const many = 12
+	ended := make(chan error, many)
+	for range many {
+		conn, err := dialTLS(ctx, addr, transport.Reverse, name, &r.cert)
+		if err != nil {
+			ended <- nil
+			continue
+		}
+		defer conn.Close() //nolint:errcheck // it is the thief's
+		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			return err
+		}
+		go func() {
+			_, err := io.Copy(io.Discard, conn)
+			ended <- err
+		}()
+	}
+	for range many - transport.DefaultLimits().PerPeerProto[transport.Reverse] {
+		var timeout net.Error
+		if err := <-ended; errors.As(err, &timeout) && timeout.Timeout() {
+			return errors.New("one host holds more reverse connections than the limit")
+		}
+	}
 	return nil
 }
 

@@ -19,7 +19,22 @@ type Host struct {
 	nextPort  uint16
 	listeners map[uint16]*listener
 	sockets   map[uint16]*socket
-	silenced  []*conn // ends whose peers were not told that this host went down
+	silenced  []*conn                      // ends whose peers were not told that this host went down
+	firewall  bool                         // see Firewall
+	asked     map[netip.AddrPort]time.Time // behind a firewall: whom it sent packets to, and when last
+}
+
+// answerTime is how long a firewall lets packets in from where one was sent to.
+const answerTime = 30 * time.Second
+
+// Firewall puts the host behind a firewall that drops what others begin, or
+// takes it away: they may not dial it, and a packet gets in only as an answer,
+// from where the host sent one less than 30 s ago. What is open stays open.
+func (h *Host) Firewall(on bool) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.firewall, h.asked = on, map[netip.AddrPort]time.Time{}
+	h.net.wakeAllLocked()
 }
 
 // Addr is the host's address.
@@ -114,7 +129,7 @@ func (h *Host) dial(ctx context.Context, to netip.AddrPort) (*conn, error) {
 		}
 		var wake time.Time
 		switch target := n.hosts[to.Addr()]; {
-		case !n.openLocked(h.addr, to.Addr()) || !n.openLocked(to.Addr(), h.addr):
+		case !n.openLocked(h.addr, to.Addr()) || !n.openLocked(to.Addr(), h.addr) || target.firewall && target != h:
 		case time.Now().Before(ready):
 			wake = ready
 		case target.listeners[to.Port()] == nil:

@@ -459,3 +459,56 @@ func expect(t *testing.T, c net.Conn, arrives bool, text string) {
 		t.Fatalf("read %d bytes, %v; want a timeout", k, err)
 	}
 }
+
+// A firewall drops what others begin and lets in the answers to what the host
+// began.
+func TestFirewall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(1)
+		a, b := n.Host("10.0.0.1"), n.Host("10.0.0.2")
+		la, err := a.Listen("tcp", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Listen("tcp", 1); err != nil {
+			t.Fatal(err)
+		}
+		pa, err := a.ListenPacket(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pb, err := b.ListenPacket(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Firewall(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := a.DialContext(ctx, "tcp", "10.0.0.2:1"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("dial through the firewall: %v, want a timeout", err)
+		}
+		if _, err := b.DialContext(t.Context(), "tcp", "10.0.0.1:1"); err != nil {
+			t.Errorf("dial from behind the firewall: %v", err)
+		}
+		_ = la.Close()
+		gets := func(when string, want bool) {
+			t.Helper()
+			before := n.Stats().Dropped
+			if _, err := pa.WriteTo([]byte("x"), pb.LocalAddr()); err != nil {
+				t.Fatal(err)
+			}
+			if got := n.Stats().Dropped == before; got != want {
+				t.Errorf("%s: a packet gets in: %v, want %v", when, got, want)
+			}
+		}
+		gets("unasked", false)
+		if _, err := pb.WriteTo([]byte("x"), pa.LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+		gets("as an answer", true)
+		time.Sleep(answerTime + time.Second)
+		gets("a late answer", false)
+		b.Firewall(false)
+		gets("without the firewall", true)
+	})
+}

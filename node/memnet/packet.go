@@ -90,7 +90,14 @@ func (n *Network) deliverLocked(from, to netip.AddrPort, b []byte) bool {
 	if n.loss > 0 && n.rng.Float64() < n.loss {
 		return false
 	}
-	s := n.hosts[to.Addr()].sockets[to.Port()]
+	if sender := n.hosts[from.Addr()]; sender.firewall {
+		sender.asked[to] = time.Now()
+	}
+	receiver := n.hosts[to.Addr()]
+	if asked, ok := receiver.asked[from]; receiver.firewall && (!ok || time.Since(asked) > answerTime) {
+		return false
+	}
+	s := receiver.sockets[to.Port()]
 	if s == nil || len(s.queue) >= packetQueue {
 		return false
 	}

@@ -37,7 +37,9 @@ func (t Target) String() string { return t.Role.String() + " " + t.Node.String()
 type Client struct {
 	table     map[string]Method
 	dial      func(ctx context.Context, node fleet.NodeID, role fleet.Role) (net.Conn, error)
-	transport *http.Transport
+	transport *http.Transport // of connections that are dialled
+	back      *http.Transport // of connections that hosts opened: see reverse.go
+	relays    func() []fleet.NodeID
 	ctx       context.Context // done when Close was called: ends dials
 	cancel    context.CancelFunc
 	work      sync.WaitGroup // dials and closes under way
@@ -46,6 +48,9 @@ type Client struct {
 	conns map[Target]*peerConn   // the one that new calls use
 	all   map[*peerConn]struct{} // not closed yet
 	clock uint64                 // counts uses, to find the least recent
+
+	reverse map[fleet.NodeID]*peerConn // the connection that the host opened
+	ways    map[fleet.NodeID]way       // what was learnt of hosts that could not be dialled
 }
 
 // peerConn is one kept connection, or the attempt to make it.
@@ -58,7 +63,8 @@ type peerConn struct {
 	// Guarded by Client.mu:
 	used    uint64 // by Client.clock
 	calls   int    // using or waiting for it
-	retired bool   // not in Client.conns: closed when the last call is done
+	retired bool   // not in Client.conns or reverse: closed when the last call is done
+	doubted bool   // of a reverse connection: a call got no answer; it may be half open
 	closed  bool
 }
 
@@ -70,18 +76,31 @@ func NewClient(dial func(ctx context.Context, node fleet.NodeID, role fleet.Role
 }
 
 func newClient(methods []Method, dial func(context.Context, fleet.NodeID, fleet.Role) (net.Conn, error)) *Client {
-	c := &Client{table: byName(methods), dial: dial, conns: map[Target]*peerConn{}, all: map[*peerConn]struct{}{}}
+	c := &Client{table: byName(methods), dial: dial, conns: map[Target]*peerConn{}, all: map[*peerConn]struct{}{},
+		reverse: map[fleet.NodeID]*peerConn{}, ways: map[fleet.NodeID]way{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.transport = newTransport(connIdle, func(ctx context.Context) (net.Conn, error) {
+		t := ctx.Value(targetKey{}).(Target)
+		return dial(ctx, t.Node, t.Role)
+	})
+	c.back = newTransport(0, func(ctx context.Context) (net.Conn, error) {
+		return ctx.Value(connKey{}).(net.Conn), nil
+	})
+	return c
+}
+
+// newTransport speaks HTTP/2 over what open gives. Connections end when they
+// have been idle for a while (0: never) or when a ping is not answered.
+func newTransport(idle time.Duration, open func(ctx context.Context) (net.Conn, error)) *http.Transport {
 	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true) // what dial returns is TLS already
-	c.transport = &http.Transport{
+	protocols.SetUnencryptedHTTP2(true) // what open returns is TLS already
+	return &http.Transport{
 		Protocols:              &protocols,
 		DisableCompression:     true,
-		IdleConnTimeout:        connIdle,
+		IdleConnTimeout:        idle,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			t := ctx.Value(targetKey{}).(Target)
-			conn, err := dial(ctx, t.Node, t.Role)
+			conn, err := open(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -96,10 +115,12 @@ func newClient(methods []Method, dial func(context.Context, fleet.NodeID, fleet.
 			WriteByteTimeout:              writeTimeout,
 		},
 	}
-	return c
 }
 
-type targetKey struct{}
+type (
+	targetKey struct{} // of the Target that a dial is for
+	connKey   struct{} // of the connection that a host opened
+)
 
 // Close closes every connection, which breaks off the calls that run on them,
 // and returns when nothing of the client's own is under way.
@@ -131,7 +152,12 @@ func Call[Req, Resp any](ctx context.Context, c *Client, to Target, name string,
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.Timeout)
 	defer cancel()
-	answer, err := c.unary(ctx, to, m, frame)
+	var answer []byte
+	if to.Role == fleet.RoleAgent {
+		answer, err = c.toHost(ctx, to, m, frame)
+	} else {
+		answer, _, err = c.dialled(ctx, to, m, frame)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -142,28 +168,34 @@ func Call[Req, Resp any](ctx context.Context, c *Client, to Target, name string,
 	return resp, nil
 }
 
-// unary sends one frame and reads one. A kept connection may have died
-// unnoticed, so a call that got no answer on one is repeated once on another.
-func (c *Client) unary(ctx context.Context, to Target, m Method, frame []byte) ([]byte, error) {
+// dialled sends one frame and reads one over a connection of our own. A kept
+// connection may have died unnoticed, so a call that got no answer on one is
+// repeated once on another. answered says that result or error are the peer's.
+func (c *Client) dialled(ctx context.Context, to Target, m Method, frame []byte) (answer []byte, answered bool, err error) {
 	for again := true; ; again = false {
 		pc, kept, err := c.conn(ctx, to)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		answer, err := c.exchange(ctx, pc, m, frame)
-		broken := pc.broken()
-		if broken {
-			c.retire(pc)
+		answer, answered, err := c.attempt(ctx, pc, m, frame)
+		if answered {
+			return answer, true, err
 		}
-		c.release(pc)
-		var answered *fleet.Error
-		if err == nil || errors.As(err, &answered) {
-			return answer, err
-		}
-		if !again || !kept || !broken || ctx.Err() != nil {
-			return nil, noAnswer(to, m.Name, err)
+		if !again || !kept || !pc.broken() || ctx.Err() != nil {
+			return nil, false, noAnswer(to, m.Name, err)
 		}
 	}
+}
+
+// attempt uses a connection once and gives it back.
+func (c *Client) attempt(ctx context.Context, pc *peerConn, m Method, frame []byte) (answer []byte, answered bool, err error) {
+	answer, err = c.exchange(ctx, pc, m, frame)
+	if pc.broken() {
+		c.retire(pc)
+	}
+	c.release(pc)
+	var told *fleet.Error
+	return answer, err == nil || errors.As(err, &told), err
 }
 
 // exchange is one attempt; an error that is no *fleet.Error means no answer.
@@ -201,7 +233,7 @@ func CallStream(ctx context.Context, c *Client, to Target, name string, head any
 		return nil, fleet.Errorf(fleet.TooLarge, "head of %s of %d bytes: at most %d", name, len(frame)-frameHeader, maxHead)
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.Timeout)
-	pc, _, err := c.conn(ctx, to)
+	pc, err := c.streamConn(ctx, to)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -340,15 +372,21 @@ func (c *Client) open(pc *peerConn) {
 		delete(c.all, pc)
 		c.retireLocked(pc, false)
 	}
+	c.noteDialLocked(pc.target, err)
 	c.closeIfDoneLocked(pc, c.ctx.Err() != nil)
 	c.mu.Unlock()
 	if err == nil {
-		conn.SetStateHook(func(cc *http.ClientConn) {
-			if cc.Err() != nil {
-				c.retire(pc)
-			}
-		})
+		c.watch(pc)
 	}
+}
+
+// watch takes a connection out of use when it breaks.
+func (c *Client) watch(pc *peerConn) {
+	pc.conn.SetStateHook(func(cc *http.ClientConn) {
+		if cc.Err() != nil {
+			c.retire(pc)
+		}
+	})
 }
 
 // release ends the use of a connection that conn gave.
@@ -369,6 +407,9 @@ func (c *Client) retire(pc *peerConn) {
 func (c *Client) retireLocked(pc *peerConn, now bool) {
 	if c.conns[pc.target] == pc {
 		delete(c.conns, pc.target)
+	}
+	if c.reverse[pc.target.Node] == pc {
+		delete(c.reverse, pc.target.Node)
 	}
 	pc.retired = true
 	c.closeIfDoneLocked(pc, now)

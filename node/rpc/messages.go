@@ -291,6 +291,38 @@ type AppliedResponse struct {
 	Time  int64  `msgpack:"t"`
 }
 
+// RelayRequest asks a quorum host to call a host that keeps a connection open
+// to it.
+type RelayRequest struct {
+	Node   fleet.NodeID `msgpack:"n"`
+	Method string       `msgpack:"m"`
+	Body   []byte       `msgpack:"b"` // of the method's request
+}
+
+// Validate checks the node ID and the size.
+func (r *RelayRequest) Validate() error {
+	if err := checkNode(r.Node); err != nil {
+		return err
+	}
+	return checkSizes(size{"method", len(r.Method), maxShortText}, size{"body", len(r.Body), maxRelayed})
+}
+
+// RelayResponse is the host's answer. Found is false if the host has no
+// connection open to the one that was asked.
+type RelayResponse struct {
+	Found bool       `msgpack:"f,omitempty"`
+	Body  []byte     `msgpack:"b,omitempty"` // of the method's answer
+	Error *errorBody `msgpack:"e,omitempty"` // the host's own error, instead
+}
+
+// Err is the host's own error; nil if it answered, or was not found.
+func (r *RelayResponse) Err() error {
+	if r.Error == nil {
+		return nil
+	}
+	return r.Error.toError()
+}
+
 // PresenceResponse is whom a voter has heard of.
 type PresenceResponse struct {
 	Rows []PresenceRow `msgpack:"r,omitempty"`

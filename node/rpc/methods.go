@@ -46,10 +46,14 @@ const (
 	MethodReadIndex     = "ReadIndex"
 	MethodPresence      = "Presence"
 	MethodApplied       = "Applied"
+	MethodRelay         = "Relay"
 )
 
 // maxHead limits the head of a stream.
 const maxHead = 1 << 10
+
+// maxRelayed limits the request that one quorum host passes on for another.
+const maxRelayed = 512 << 10
 
 // MaxBlob is the largest blob that one call carries.
 const MaxBlob = 64 << 20
@@ -84,6 +88,7 @@ var Methods = []Method{
 	{MethodReadIndex, fromQuorum, 1 << 10, 1 << 10, 100, 10 * time.Second, false},
 	{MethodPresence, fromQuorum, 1 << 10, 16 << 20, 4, 15 * time.Second, false},
 	{MethodApplied, fromQuorum, 1 << 10, 1 << 10, 16, 10 * time.Second, false},
+	{MethodRelay, fromQuorum, maxRelayed + 1<<10, 96 << 10, 100, 60 * time.Second, false},
 }
 
 // byName indexes a table; it panics on a name that stands twice or a limit

@@ -40,11 +40,19 @@ type Server struct {
 	peer     func(net.Conn) (identity.Peer, bool)
 	handlers map[string]streamHandler // complete before Serve is called
 
-	mu       sync.Mutex        // guards what follows
-	inFlight map[callerKey]int // calls by peer and method; only entries above zero
-	running  int               // calls in all
-	ending   bool              // no call begins any more
-	ended    chan struct{}     // closed by the last call after ending
+	mu       sync.Mutex        // guards inFlight
+	inFlight map[callerKey]int // calls by peer and method, however they came; only entries above zero
+}
+
+// service is one Serve at work: the calls that run on the connections of its
+// listener.
+type service struct {
+	*Server
+
+	mu      sync.Mutex    // guards what follows
+	running int           // calls
+	ending  bool          // no call begins any more
+	ended   chan struct{} // closed by the last call after ending
 }
 
 // callerKey counts what one peer has running.
@@ -63,7 +71,7 @@ type streamHandler func(ctx context.Context, peer identity.Peer, head []byte, bo
 // A table that contradicts itself panics.
 func NewServer(log *slog.Logger, methods []Method, peer func(net.Conn) (identity.Peer, bool)) *Server {
 	return &Server{log: log, table: byName(methods), peer: peer, handlers: map[string]streamHandler{},
-		inFlight: map[callerKey]int{}, ended: make(chan struct{})}
+		inFlight: map[callerKey]int{}}
 }
 
 // Handle sets the handler of one method. It panics if the table has no such
@@ -120,9 +128,20 @@ func (s *Server) register(name string, stream bool) Method {
 
 // Serve answers calls on the connections that l yields until ctx is done, then
 // lets running calls end for a short while, and returns when all have. It
-// closes l. It returns early, with the reason, only if l fails. It may be called
-// once.
+// closes l. It returns early, with the reason, only if l fails. It may run for
+// several listeners at once: what one peer may have running counts for all.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	return s.serve(ctx, l, idleTimeout)
+}
+
+// ServeReverse is Serve for connections that this host opened for its peers to
+// call over: they are meant to be idle, and end when a ping is not answered.
+func (s *Server) ServeReverse(ctx context.Context, l net.Listener) error {
+	return s.serve(ctx, l, -1)
+}
+
+func (s *Server) serve(ctx context.Context, l net.Listener, idle time.Duration) error {
+	work := &service{Server: s, ended: make(chan struct{})}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 
@@ -133,12 +152,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true) // the connections are TLS already: see plainConn
 	server := &http.Server{
-		Handler:           http.HandlerFunc(s.serveHTTP),
+		Handler:           http.HandlerFunc(work.serveHTTP),
 		Protocols:         &protocols,
 		ReadHeaderTimeout: headTimeout,
 		ReadTimeout:       longest, // both are set shorter for each call
 		WriteTimeout:      longest,
-		IdleTimeout:       idleTimeout,
+		IdleTimeout:       idle,
 		MaxHeaderBytes:    4 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return base },
@@ -170,12 +189,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	cancel()
 	_ = server.Close() // only repeats what the listener reported, if anything
-	s.wait()
+	work.wait()
 	return err
 }
 
 // begin counts a call in; false when the server is ending.
-func (s *Server) begin() bool {
+func (s *service) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ending {
@@ -185,7 +204,7 @@ func (s *Server) begin() bool {
 	return true
 }
 
-func (s *Server) end() {
+func (s *service) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running--; s.ending && s.running == 0 {
@@ -194,7 +213,7 @@ func (s *Server) end() {
 }
 
 // wait lets no further call begin and returns when none runs.
-func (s *Server) wait() {
+func (s *service) wait() {
 	s.mu.Lock()
 	s.ending = true
 	if s.running == 0 {
@@ -236,7 +255,7 @@ func (l *peerListener) Accept() (net.Conn, error) {
 
 // serveHTTP is the one way in: it finds the method, compares the role, counts,
 // limits, runs the handler and turns its error into a frame.
-func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *service) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.begin() {
 		panic(http.ErrAbortHandler)
 	}

@@ -65,7 +65,7 @@ func (t *Transport) serve(ctx context.Context, raw net.Conn, slot *slot) {
 		_ = raw.Close() // the handshake's error is the one that counts
 		return
 	}
-	c := &Conn{Conn: conn, Peer: h.peer, Proto: h.proto}
+	c := newConn(conn, h.peer, h.proto)
 	c.release = func() { t.untrack(c); slot.leave() }
 	t.track(c)
 	if !slot.identify(c.Proto, c.Peer) || !t.yield(c) {

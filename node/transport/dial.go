@@ -163,7 +163,7 @@ func dial(ctx context.Context, dialer DialFunc, addr string, to target) (*Conn, 
 		_ = raw.Close() // the handshake's error is the one that counts
 		return nil, dialError(addr, err)
 	}
-	return &Conn{Conn: conn, Peer: peer, Proto: to.proto}, nil
+	return newConn(conn, peer, to.proto), nil
 }
 
 // noProtocol is TLS's alert no_application_protocol (RFC 7301).

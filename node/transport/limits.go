@@ -47,8 +47,11 @@ func DefaultLimits() Limits {
 		PerSource:  256,
 		PerPeer:    64,
 
-		PerPeerProto: map[Proto]int{Gossip: 4},
-		PerProto:     map[Proto]int{Raft: 64, Gossip: 256, API: 256, Join: 64},
+		// A host keeps one reverse connection and opens the next when it thinks
+		// the last one dead; the places beyond are for those that only this side
+		// still believes in. All of them together leave a quarter of the port free.
+		PerPeerProto: map[Proto]int{Gossip: 4, Reverse: 3},
+		PerProto:     map[Proto]int{Raft: 64, Gossip: 256, API: 256, Join: 64, Reverse: 12288},
 		Handshake:    5 * time.Second,
 	}
 }

@@ -14,11 +14,12 @@ type Proto string
 
 // Protocols of the port.
 const (
-	RPC    Proto = "h2"           // methods between hosts
-	Raft   Proto = "fleet-raft"   // the quorum's log
-	Gossip Proto = "fleet-gossip" // the stream side of the ring
-	API    Proto = "fleet-api"    // operators
-	Join   Proto = "fleet-join"   // hosts that are not enrolled yet
+	RPC     Proto = "h2"            // methods between hosts
+	Raft    Proto = "fleet-raft"    // the quorum's log
+	Gossip  Proto = "fleet-gossip"  // the stream side of the ring
+	Reverse Proto = "fleet-reverse" // opened by a host, so that the quorum can call methods of it
+	API     Proto = "fleet-api"     // operators
+	Join    Proto = "fleet-join"    // hosts that are not enrolled yet
 )
 
 // Server names that name no particular host.
@@ -50,6 +51,11 @@ var table = map[Proto]rule{
 	},
 	Gossip: {
 		servers: []fleet.Role{fleet.RoleAgent},
+		clients: []fleet.Role{fleet.RoleAgent},
+		byID:    true,
+	},
+	Reverse: {
+		servers: []fleet.Role{fleet.RoleQuorum},
 		clients: []fleet.Role{fleet.RoleAgent},
 		byID:    true,
 	},

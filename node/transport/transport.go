@@ -287,8 +287,16 @@ type Conn struct {
 	Proto Proto
 
 	once    sync.Once
-	release func() // nil for stand-alone dials
+	release func()        // nil for stand-alone dials
+	done    chan struct{} // closed once this side has closed the connection
 }
+
+func newConn(conn *tls.Conn, peer identity.Peer, p Proto) *Conn {
+	return &Conn{Conn: conn, Peer: peer, Proto: p, done: make(chan struct{})}
+}
+
+// Done is closed when this side has closed the connection, for whatever reason.
+func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Close closes the connection and frees its place in the limits. It may wait
 // up to five seconds to tell the peer.
@@ -307,6 +315,7 @@ func (c *Conn) abort() {
 
 func (c *Conn) free() {
 	c.once.Do(func() {
+		close(c.done)
 		if c.release != nil {
 			c.release()
 		}

@@ -19,7 +19,7 @@ import (
 	"fleet/node/memnet"
 )
 
-var protos = []Proto{RPC, Raft, Gossip, API, Join}
+var protos = []Proto{RPC, Raft, Gossip, Reverse, API, Join}
 
 // The matrix tries every identity with every server name on every protocol
 // against a host that holds both of its own identities, through plain crypto/tls
@@ -50,7 +50,7 @@ func TestMatrix(t *testing.T) {
 			pass map[Proto]bool
 		}{
 			{"none", nil, map[Proto]bool{API: true, Join: true}},
-			{"agent", peer.agent, map[Proto]bool{RPC: true, Gossip: true, API: true, Join: true}},
+			{"agent", peer.agent, map[Proto]bool{RPC: true, Gossip: true, Reverse: true, API: true, Join: true}},
 			{"quorum", peer.quorum, map[Proto]bool{RPC: true, Raft: true, API: true, Join: true}},
 			{"issuer as leaf", &issuer, map[Proto]bool{API: true, Join: true}},
 			{"agent of another fleet", stranger.agent, map[Proto]bool{API: true, Join: true}},
@@ -67,7 +67,7 @@ func TestMatrix(t *testing.T) {
 			pass []Proto
 		}{
 			{"agent." + string(server.node), []Proto{RPC, Gossip}},
-			{"quorum." + string(server.node), []Proto{RPC, Raft, API}},
+			{"quorum." + string(server.node), []Proto{RPC, Raft, Reverse, API}},
 			{"quorum", []Proto{API}},
 			{"join", []Proto{Join}},
 			{"agent." + string(peer.node), nil},
@@ -90,7 +90,7 @@ func TestMatrix(t *testing.T) {
 			}
 		}
 		for _, offer := range [][]string{
-			nil, {"http/1.1"}, {"fleet-reverse"}, {"h2", "fleet-raft"}, {"fleet-api", "http/1.1"}, {"fleet-join", "fleet-join"},
+			nil, {"http/1.1"}, {"fleet-other"}, {"h2", "fleet-raft"}, {"fleet-reverse", "h2"}, {"fleet-api", "http/1.1"}, {"fleet-join", "fleet-join"},
 		} {
 			for _, name := range names {
 				if tryTLS(t, n, peer.quorum, name.name, offer...) {
@@ -166,6 +166,8 @@ func TestOrdinaryHost(t *testing.T) {
 			{RPC, "agent." + string(h.node), true},
 			{RPC, "quorum." + string(h.node), false},
 			{Raft, "quorum." + string(h.node), false},
+			{Reverse, "quorum." + string(h.node), false},
+			{Reverse, "agent." + string(h.node), false},
 			{API, "quorum", false},
 			{Join, "join", true},
 		}
@@ -232,6 +234,8 @@ func TestDialPeer(t *testing.T) {
 		}{
 			{"agent on raft", ct, Raft, fleet.RoleAgent, "10.0.0.1:7790", fleet.RoleQuorum, server.node, fleet.Invalid},
 			{"raft to an agent", ct, Raft, fleet.RoleQuorum, "10.0.0.1:7790", fleet.RoleAgent, server.node, fleet.Invalid},
+			{"reverse to an agent", ct, Reverse, fleet.RoleAgent, "10.0.0.1:7790", fleet.RoleAgent, server.node, fleet.Invalid},
+			{"reverse of a quorum host", ct, Reverse, fleet.RoleQuorum, "10.0.0.1:7790", fleet.RoleQuorum, server.node, fleet.Invalid},
 			{"api between hosts", ct, API, fleet.RoleQuorum, "10.0.0.1:7790", fleet.RoleQuorum, server.node, fleet.Invalid},
 			{"join between hosts", ct, Join, fleet.RoleNone, "10.0.0.1:7790", fleet.RoleQuorum, server.node, fleet.Invalid},
 			{"unknown protocol", ct, "x", fleet.RoleAgent, "10.0.0.1:7790", fleet.RoleAgent, server.node, fleet.Invalid},
