@@ -12,15 +12,21 @@
 //     left the process group, nor one that ignores SIGTERM, nor a process that
 //     the kernel will not let go can hold it.
 //   - At a timeout and at a cancel the whole tree gets SIGTERM and, after a
-//     grace, SIGKILL: the process group, the session, the descendants and,
-//     on Linux, every process that carries the child's mark in its
-//     environment. A process that changes its session, loses its parents and
-//     clears its environment escapes all four; only a control group would hold it.
+//     grace, SIGKILL. The tree is all of these: the child's control group, its
+//     process group, its session, its descendants, and every process that
+//     carries its mark in its environment. A control group alone is not
+//     enough: "su -" can move what it starts into a group of the service
+//     manager. The others alone are not either: a process that changes its
+//     session, loses its parents and clears its environment escapes them.
+//     Only root inside the child can leave all five, and only on purpose.
 //   - A child that ends by itself may leave daemons behind, as a shell does.
+//     They stay in its control group and under its limits; the group is
+//     removed when they have ended.
 //
-// Linux has all of it. macOS knows the process group only and cannot recognise
-// leftovers of an earlier run. Windows ends the child alone, has no limits and
-// starts it without a gate.
+// Linux has all of it, as far as the host lets control groups be made; see
+// Cgroups. macOS knows the process group only and cannot recognise leftovers of
+// an earlier run. Windows ends the child alone, has no limits and starts it
+// without a gate.
 package process
 
 import (
@@ -74,6 +80,9 @@ type Spec struct {
 
 	Limits Limits
 
+	// Cgroups is where the control group of the mark is made; nil makes none.
+	Cgroups *Cgroups
+
 	// Mark names the child's tree; see MarkVariable. Letters, digits and
 	// "-_./", at most 128; "" marks nothing.
 	Mark string
@@ -84,12 +93,18 @@ type Spec struct {
 }
 
 // Limits bound the child and what it starts; zero leaves what this process
-// has. A child that cannot be given a limit (root of a container cannot raise
-// one) ends with code 126 and says so on stderr. Not on Windows.
+// has. A child that cannot be given one of the first three (root of a container
+// cannot raise one) ends with code 126 and says so on stderr. Not on Windows.
 type Limits struct {
 	OpenFiles uint64 // of each process
 	Processes uint64 // of the user in all; root is not bound by it
 	NoCore    bool   // a crash writes no memory to disk
+
+	// These bind the control group: the child with all that it starts, whoever
+	// runs it. Where there is none, they do not bind, and Exit says so.
+	Tasks  uint64  // processes and threads
+	Memory uint64  // bytes, with the pages of files that it touches
+	CPU    float64 // processors
 }
 
 // Identity tells a process from every other that this machine ran or will run.
@@ -112,6 +127,16 @@ type Exit struct {
 	// killPatience after SIGKILL (they sleep in the kernel).
 	Survivors int
 
+	// What the limits of the control group did meanwhile: processes that were
+	// killed for Limits.Memory, and new processes and threads that were refused
+	// for Limits.Tasks.
+	MemoryKills  uint64
+	TasksRefused uint64
+
+	// Uncontained says why the child had no control group although
+	// Spec.Cgroups could have made one; "" otherwise.
+	Uncontained string
+
 	// Held says that others still had the output open at the child's end, and
 	// what they write later is lost.
 	Held bool
@@ -124,6 +149,7 @@ type Process struct {
 	spec  Spec
 	id    Identity
 	cmd   *exec.Cmd
+	group *group // nil: none
 	pumps []*pump
 	over  chan struct{} // closed when exit is set
 	exit  Exit
@@ -154,9 +180,14 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{spec: spec, over: make(chan struct{})}
+	if p.group, err = spec.Cgroups.join(spec.Mark, spec.Limits); err != nil {
+		// A host whose control groups are broken must still be reached.
+		p.exit.Uncontained = err.Error()
+	}
 	g, err := p.spawn()
 	if err != nil {
 		p.closePipes()
+		p.group.leave()
 		return nil, err
 	}
 	if spec.Spawned != nil {
@@ -270,6 +301,9 @@ func (p *Process) supervise(ctx context.Context) {
 	default: // in the kernel; whoever watches it reaps it when it comes out
 	}
 	p.drain()
+	did := p.group.since()
+	p.exit.MemoryKills, p.exit.TasksRefused = did.kills, did.refusals
+	p.group.leave()
 }
 
 // drain waits for the pumps; what others hold open is cut off.
@@ -306,6 +340,7 @@ func (p *Process) abandon() {
 	_ = p.cmd.Process.Kill() // it may have ended already
 	_ = p.cmd.Wait()
 	p.closePipes()
+	p.group.leave()
 }
 
 // watcher reports the child's end before it is reaped: until then its number,

@@ -22,7 +22,7 @@ const shell = "/bin/sh"
 // instead. The limits are set by the shell, before the program can fork: to set
 // them from outside needs a capability when the child is another user's.
 func gateScript(l Limits) string {
-	s := "read -r _ <&3 || exit 125; exec 3<&-; "
+	s := "read -r _ <&3 || exit 125; exec 3<&-; umask 022; "
 	if l.OpenFiles > 0 {
 		s += fmt.Sprintf("ulimit -n %d || exit 126; ", l.OpenFiles)
 	}
@@ -70,24 +70,43 @@ func (p *Process) spawn() (*gate, error) {
 		g.shut()
 		return nil, err
 	}
-	p.cmd = &exec.Cmd{
-		Path:       shell,
-		Args:       append([]string{"sh", "-c", gateScript(p.spec.Limits), "sh"}, p.spec.Args...),
-		Dir:        p.spec.Dir,
-		Env:        p.spec.environment(),
-		Stdout:     stdout,
-		Stderr:     stderr,
-		ExtraFiles: []*os.File{held},
-		// A session of its own also is a process group of its own, and has no
-		// terminal that a child could read from or be stopped by. There is no
-		// parent-death signal: it would follow the thread, not the process.
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: credential},
+	closeOnExec()
+	start := func(dir *os.File) error {
+		p.cmd = &exec.Cmd{
+			Path:       shell,
+			Args:       append([]string{"sh", "-c", gateScript(p.spec.Limits), "sh"}, p.spec.Args...),
+			Dir:        p.spec.Dir,
+			Env:        p.spec.environment(),
+			Stdout:     stdout,
+			Stderr:     stderr,
+			ExtraFiles: []*os.File{held},
+			// A session of its own also is a process group of its own, and has no
+			// terminal that a child could read from or be stopped by. There is no
+			// parent-death signal: it would follow the thread, not the process.
+			SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: credential},
+		}
+		createIn(p.cmd.SysProcAttr, dir)
+		return p.cmd.Start()
 	}
-	if err := p.cmd.Start(); err != nil {
+	dir := p.group.directory()
+	err = start(dir)
+	if dir != nil {
+		_ = dir.Close()
+		if err != nil { // a kernel without clone3, or an agent that swept the group away
+			err = start(nil)
+		}
+	}
+	if err != nil {
 		g.shut()
 		return nil, startError(p.spec, err)
 	}
 	p.id = identify(p.cmd.Process.Pid, p.spec.Mark)
+	if p.group != nil {
+		// At the gate: nothing of it has run yet.
+		if err := p.group.place(p.cmd.Process.Pid, p.spec.Limits); err != nil {
+			p.exit.Uncontained = err.Error()
+		}
+	}
 	return g, nil
 }
 

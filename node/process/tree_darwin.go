@@ -1,6 +1,7 @@
 package process
 
 import (
+	"os"
 	"syscall"
 	"time"
 )
@@ -24,3 +25,10 @@ func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
 		return 1
 	}
 }
+
+func (g *group) directory() *os.File { return nil }
+
+func createIn(*syscall.SysProcAttr, *os.File) {}
+
+// closeOnExec does nothing here: what this process inherited, a child may too.
+func closeOnExec() {}

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // settle is how long walks must find nothing before a tree is taken for gone:
@@ -91,23 +94,38 @@ func identify(pid int, mark string) Identity {
 	return id
 }
 
-// members lists the living processes of a child's tree: its group, its
-// session, what carries its mark, and the descendants of all those. ours is
-// false when the number of the child may have been given to another process
-// since; then only the mark counts.
-func members(id Identity, ours bool) []stat {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
+// tree is what a child has started.
+type tree struct {
+	id    Identity
+	group *group // nil: none
+
+	// ours is false when the number of the child may have been given to
+	// another process since; then only its control group and its mark count.
+	ours bool
+}
+
+// members lists the living processes of a tree: the control group, the process
+// group, the session, what carries the mark, and the descendants of all those.
+func (t tree) members() []stat {
+	pids := map[int]bool{}
+	if dir, err := os.Open("/proc"); err == nil {
+		names, _ := dir.Readdirnames(-1) // what was read before an error counts
+		_ = dir.Close()
+		for _, name := range names {
+			if pid, err := strconv.Atoi(name); err == nil {
+				pids[pid] = true
+			}
+		}
 	}
-	names, _ := dir.Readdirnames(-1) // what was read before an error counts
-	_ = dir.Close()
+	inside := t.group.processes()
+	for pid := range inside { // may be younger than the list
+		pids[pid] = true
+	}
 	self := os.Getpid()
 	var all []stat
 	in := map[int]bool{}
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil || pid <= 1 || pid == self {
+	for pid := range pids {
+		if pid <= 1 || pid == self {
 			continue
 		}
 		s, err := readStat(pid)
@@ -115,7 +133,7 @@ func members(id Identity, ours bool) []stat {
 			continue
 		}
 		all = append(all, s)
-		in[pid] = ours && (pid == id.PID || s.group == id.PID || s.session == id.PID) || marked(pid, id.Mark)
+		in[pid] = inside[pid] || t.ours && (pid == t.id.PID || s.group == t.id.PID || s.session == t.id.PID) || marked(pid, t.id.Mark)
 	}
 	for grown := true; grown; {
 		grown = false
@@ -126,13 +144,7 @@ func members(id Identity, ours bool) []stat {
 			}
 		}
 	}
-	var tree []stat
-	for _, s := range all {
-		if in[s.pid] {
-			tree = append(tree, s)
-		}
-	}
-	return tree
+	return slices.DeleteFunc(all, func(s stat) bool { return !in[s.pid] })
 }
 
 // marked reports whether a process carries the mark in its environment.
@@ -179,36 +191,38 @@ func signalOne(s stat, sig syscall.Signal) {
 // killTree ends the child's tree and says how many survived. ended is closed
 // when the child itself has ended (and is not reaped yet).
 func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
+	t := tree{id: p.id, group: p.group, ours: true}
 	signalGroup(p.id.PID, syscall.SIGTERM)
-	for _, s := range members(p.id, true) {
+	for _, s := range t.members() {
 		signalOne(s, syscall.SIGTERM)
 	}
-	if waitGone(p.id, true, ended, p.spec.Grace) {
+	if t.waitGone(ended, p.spec.Grace) {
 		return 0
 	}
-	_, survivors = killAll(p.id, true, ended)
+	_, survivors = t.kill(ended)
 	return survivors
 }
 
-// killAll sends SIGKILL to a tree until nothing of it is left, at most for
+// kill sends SIGKILL to a tree until nothing of it is left, at most for
 // killPatience. It repeats, because a tree can grow while it is walked.
-func killAll(id Identity, ours bool, ended <-chan struct{}) (killed, survivors int) {
+func (t tree) kill(ended <-chan struct{}) (killed, survivors int) {
 	deadline := time.Now().Add(killPatience)
 	met := map[int]bool{}
 	for {
-		tree := members(id, ours)
-		if ours {
-			signalGroup(id.PID, syscall.SIGKILL) // all of the group at once
+		members := t.members() // before: descendants are found by their parents
+		t.group.kill()
+		if t.ours {
+			signalGroup(t.id.PID, syscall.SIGKILL) // all of the group at once
 		}
-		for _, s := range tree {
+		for _, s := range members {
 			met[s.pid] = true
 			signalOne(s, syscall.SIGKILL)
 		}
-		if waitGone(id, ours, ended, 50*time.Millisecond) {
+		if t.waitGone(ended, 50*time.Millisecond) {
 			return len(met), 0
 		}
 		if time.Now().After(deadline) {
-			survivors = max(1, len(members(id, ours)))
+			survivors = max(1, len(t.members()))
 			return max(0, len(met)-survivors), survivors
 		}
 	}
@@ -217,11 +231,11 @@ func killAll(id Identity, ours bool, ended <-chan struct{}) (killed, survivors i
 // waitGone waits until nothing of a tree is left and ended is closed, at most
 // for patience, and reports whether that is so. The child itself is in ended
 // too, so that a machine without /proc cannot make it be taken for gone.
-func waitGone(id Identity, ours bool, ended <-chan struct{}, patience time.Duration) bool {
+func (t tree) waitGone(ended <-chan struct{}, patience time.Duration) bool {
 	deadline := time.Now().Add(patience)
 	var empty time.Time // since when walks found nothing
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		gone := len(members(id, ours)) == 0
+		gone := len(t.members()) == 0
 		select {
 		case <-ended:
 		default:
@@ -252,7 +266,7 @@ var closed = func() <-chan struct{} {
 // tree, and says how many processes that were. It touches nothing when the
 // machine was started anew since, and no process that merely has the child's
 // number. An error says that some are still there.
-func KillLeftover(ctx context.Context, id Identity) (killed int, err error) {
+func (c *Cgroups) KillLeftover(ctx context.Context, id Identity) (killed int, err error) {
 	boot, err := BootID()
 	if err != nil {
 		return 0, err
@@ -261,7 +275,8 @@ func KillLeftover(ctx context.Context, id Identity) (killed int, err error) {
 		return 0, nil
 	}
 	// A number is not given away while a group or session has it. So when its
-	// process is gone, the group may be that of a later one: only the mark tells.
+	// process is gone, the group may be that of a later one: only the control
+	// group and the mark tell.
 	s, err := readStat(id.PID)
 	ours := err == nil && s.start == id.Start
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
@@ -270,9 +285,28 @@ func KillLeftover(ctx context.Context, id Identity) (killed int, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	killed, survivors := killAll(id, ours, closed)
+	t := tree{id: id, group: c.find(id.Mark), ours: ours}
+	defer t.group.leave()
+	killed, survivors := t.kill(closed)
 	if survivors > 0 {
 		return killed, fmt.Errorf("leftover process %d: %d of its tree could not be killed", id.PID, survivors)
 	}
 	return killed, nil
 }
+
+// closeOnExec makes sure that no child gets a descriptor that this process
+// inherited from whoever started it. Those that it opened itself are so already.
+var closeOnExec = sync.OnceFunc(func() {
+	if unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	names, err := os.ReadDir("/proc/self/fd") // a kernel before 5.11
+	if err != nil {
+		return
+	}
+	for _, e := range names {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+})

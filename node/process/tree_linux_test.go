@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// noGroups makes no control groups: what is left then has to hold too.
+var noGroups *Cgroups
+
 // dead reports whether a process is gone or a zombie.
 func dead(pid int) bool {
 	s, err := readStat(pid)
@@ -138,13 +141,13 @@ func TestKillLeftover(t *testing.T) {
 
 			stranger := id
 			stranger.Boot, stranger.Mark = "00000000-0000-0000-0000-000000000000", ""
-			if n, err := KillLeftover(t.Context(), stranger); n != 0 || err != nil {
+			if n, err := noGroups.KillLeftover(t.Context(), stranger); n != 0 || err != nil {
 				t.Errorf("of another boot: killed %d, %v", n, err)
 			}
 			stranger = id
 			stranger.Start--
 			stranger.Mark = ""
-			if n, err := KillLeftover(t.Context(), stranger); n != 0 || err != nil {
+			if n, err := noGroups.KillLeftover(t.Context(), stranger); n != 0 || err != nil {
 				t.Errorf("of another process with the number: killed %d, %v", n, err)
 			}
 			for _, pid := range all {
@@ -152,7 +155,7 @@ func TestKillLeftover(t *testing.T) {
 					t.Fatalf("process %d was killed as a stranger's", pid)
 				}
 			}
-			n, err := KillLeftover(t.Context(), id)
+			n, err := noGroups.KillLeftover(t.Context(), id)
 			if err != nil || n < test.count {
 				t.Errorf("killed %d, %v, want at least %d", n, err, test.count)
 			}
@@ -162,7 +165,7 @@ func TestKillLeftover(t *testing.T) {
 				}
 			}
 			p.Wait()
-			if n, err := KillLeftover(t.Context(), id); n != 0 || err != nil {
+			if n, err := noGroups.KillLeftover(t.Context(), id); n != 0 || err != nil {
 				t.Errorf("a second time: killed %d, %v", n, err)
 			}
 		})
@@ -180,7 +183,7 @@ func TestKillLeftoverFindsTheTreeOfADeadChildByItsMark(t *testing.T) {
 	}
 	p.Wait()
 	pid := pids(t, file, 1)[0]
-	if n, err := KillLeftover(t.Context(), p.Identity()); n != 1 || err != nil {
+	if n, err := noGroups.KillLeftover(t.Context(), p.Identity()); n != 1 || err != nil {
 		t.Errorf("killed %d, %v, want 1", n, err)
 	}
 	if !dead(pid) {
@@ -215,7 +218,7 @@ func TestForkBombOfAUserIsBounded(t *testing.T) {
 	spec.Limits = Limits{Processes: 60}
 	spec.Timeout = 500 * time.Millisecond
 	spec.Grace = 100 * time.Millisecond
-	if exit := run(t, spec); exit.Survivors != 0 || len(members(Identity{PID: 1 << 30, Mark: spec.Mark}, false)) != 0 {
+	if exit := run(t, spec); exit.Survivors != 0 || len(tree{id: Identity{PID: 1 << 30, Mark: spec.Mark}}.members()) != 0 {
 		t.Errorf("exit %+v", exit)
 	}
 }

@@ -277,6 +277,8 @@ func (r *Runner) callPlugin(ctx context.Context, t *Task) (o Outcome) {
 func (r *Runner) starter(k journal.Key, j *job) process.Starter {
 	return func(ctx context.Context, spec process.Spec) (process.Exit, error) {
 		spec.Mark = fmt.Sprintf("%s/%s/%d", r.cfg.Self, k.Command, k.Attempt)
+		spec.Cgroups = r.cfg.Cgroups
+		spec.Limits.Tasks, spec.Limits.Memory, spec.Limits.CPU = r.cfg.Limits.Tasks, r.cfg.Limits.Memory, r.cfg.Limits.CPU
 		if !j.account.Own {
 			spec.User = j.account.Name
 		}

@@ -80,13 +80,18 @@ type Config struct {
 	// another user, that user must be able to pass through its parents.
 	Dir string
 
+	// Cgroups is where each command has a control group of its own, which has
+	// Limits as far as they bind a control group; nil makes none.
+	Cgroups *process.Cgroups
+	Limits  process.Limits
+
 	Trust  func() *identity.Trust // newest held
 	Clock  Clock
 	Report Report
 
 	Plugins Plugins                                                     // default: StandardPlugins
 	Starter process.Starter                                             // default: process.Run
-	Kill    func(ctx context.Context, id process.Identity) (int, error) // default: process.KillLeftover
+	Kill    func(ctx context.Context, id process.Identity) (int, error) // default: Cgroups.KillLeftover
 	Boot    func() (string, error)                                      // default: process.BootID
 	Account func(name string) (process.Account, error)                  // default: process.LookupUser
 	Now     func() time.Time                                            // this host's clock; default: time.Now
@@ -202,7 +207,7 @@ func (c Config) withDefaults() Config {
 		c.Starter = process.Run
 	}
 	if c.Kill == nil {
-		c.Kill = process.KillLeftover
+		c.Kill = c.Cgroups.KillLeftover
 	}
 	if c.Boot == nil {
 		c.Boot = process.BootID

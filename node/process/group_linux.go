@@ -1,0 +1,325 @@
+package process
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// freezePatience is how long the kernel may take to stop the processes of a
+// group that are to be killed while none can fork.
+const freezePatience = 100 * time.Millisecond
+
+// cpuPeriod is over what CPU time is counted, in microseconds.
+const cpuPeriod = 100_000
+
+// group is the control group of a mark. A nil one is none.
+type group struct {
+	c      *Cgroups
+	name   string
+	before pressure
+}
+
+// pressure is how often the limits of a group took effect.
+type pressure struct{ kills, refusals uint64 }
+
+// join makes the group of a mark, or takes part in it, and gives it its
+// limits. The caller must call leave. A nil group means that there are none.
+func (c *Cgroups) join(mark string, l Limits) (*group, error) {
+	if !c.any() {
+		return nil, nil
+	}
+	name := groupName(mark)
+	if mark == "" {
+		var b [16]byte
+		_, _ = rand.Read(b[:]) // never fails
+		name = groupPrefix + hex.EncodeToString(b[:])
+	}
+	g := &group{c: c, name: name}
+	c.mu.Lock()
+	c.sweepLocked()
+	c.users[name]++
+	c.mu.Unlock()
+	if err := g.make(l); err != nil {
+		g.leave()
+		return nil, err
+	}
+	g.before = g.pressure()
+	return g, nil
+}
+
+// find is the group of a mark if it exists. The caller must call leave.
+func (c *Cgroups) find(mark string) *group {
+	if !c.any() || mark == "" {
+		return nil
+	}
+	g := &group{c: c, name: groupName(mark)}
+	c.mu.Lock()
+	c.users[g.name]++
+	c.mu.Unlock()
+	return g
+}
+
+// make makes the directories and sets the limits. Another agent of this host
+// may sweep an empty directory away meanwhile.
+func (g *group) make(l Limits) (err error) {
+	for range makeRetries {
+		if err = g.makeOnce(l); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENODEV) {
+			break
+		}
+	}
+	return err
+}
+
+func (g *group) makeOnce(l Limits) error {
+	for _, h := range g.c.hierarchies {
+		dir := path.Join(h.base, g.name)
+		if err := g.c.files.mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		for _, s := range settings(h, l) {
+			err := g.c.files.write(path.Join(dir, s.file), s.value)
+			// What an earlier step of the command left there uses more than
+			// the limit already; the limit that it has stays.
+			if err != nil && !errors.Is(err, syscall.EBUSY) {
+				return fmt.Errorf("limit: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+type setting struct{ file, value string }
+
+// settings are the files that give a group its limits. Every one is written
+// each time: a group may have been left by an earlier child with other limits.
+func settings(h *hierarchy, l Limits) (all []setting) {
+	add := func(controller, v1, v2, value string) {
+		switch {
+		case !h.has(controller):
+		case h.v2:
+			all = append(all, setting{v2, value})
+		default:
+			all = append(all, setting{v1, value})
+		}
+	}
+	tasks, memory, quota := "max", "max", "max"
+	if l.Tasks > 0 {
+		tasks = strconv.FormatUint(l.Tasks, 10)
+	}
+	if l.Memory > 0 {
+		memory = strconv.FormatUint(l.Memory, 10)
+	}
+	if l.CPU > 0 {
+		quota = strconv.FormatUint(uint64(max(1000, l.CPU*cpuPeriod)), 10)
+	}
+	add("pids", "pids.max", "pids.max", tasks)
+	if !h.v2 {
+		if memory == "max" {
+			memory = "-1"
+		}
+		if quota == "max" {
+			quota = "-1"
+		}
+		add("memory", "memory.limit_in_bytes", "", memory)
+		add("cpu", "cpu.cfs_period_us", "", strconv.Itoa(cpuPeriod))
+		add("cpu", "cpu.cfs_quota_us", "", quota)
+		return all
+	}
+	add("memory", "", "memory.max", memory)
+	add("cpu", "", "cpu.max", quota+" "+strconv.Itoa(cpuPeriod))
+	return all
+}
+
+// directory opens the group in the hierarchy of version 2, for a child that
+// the kernel is to create inside it; nil if there is none.
+func (g *group) directory() *os.File {
+	if g == nil {
+		return nil
+	}
+	for _, h := range g.c.hierarchies {
+		if h.v2 {
+			if f, err := os.Open(path.Join(h.base, g.name)); err == nil {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+// place moves a process into the group, in every hierarchy.
+func (g *group) place(pid int, l Limits) (err error) {
+	for range makeRetries {
+		if err = g.placeOnce(pid); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENODEV) {
+			return err
+		}
+		if err := g.make(l); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (g *group) placeOnce(pid int) error {
+	for _, h := range g.c.hierarchies {
+		if err := g.c.files.write(path.Join(h.base, g.name, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// processes are the numbers of all in the group and in the groups that they
+// made below it. Some may have ended since.
+func (g *group) processes() map[int]bool {
+	if g == nil {
+		return nil
+	}
+	all := map[int]bool{}
+	for _, h := range g.c.hierarchies {
+		for _, dir := range g.c.subtree(path.Join(h.base, g.name)) {
+			for _, pid := range g.c.procs(dir) {
+				all[pid] = true
+			}
+		}
+	}
+	return all
+}
+
+// kill sends SIGKILL to all in the group, so that none can get away by forking:
+// by cgroup.kill where the kernel has it (5.14), else with the group stopped.
+// It is called again until the group is empty.
+func (g *group) kill() {
+	if g == nil {
+		return
+	}
+	for _, h := range g.c.hierarchies {
+		dir := path.Join(h.base, g.name)
+		if h.has("pids") {
+			_ = g.c.files.write(path.Join(dir, "pids.max"), "0") // best effort: a fork bomb stops growing
+		}
+		if !h.v2 || g.c.files.write(path.Join(dir, "cgroup.kill"), "1") != nil {
+			g.killEach(h, dir)
+		}
+	}
+}
+
+func (g *group) killEach(h *hierarchy, dir string) {
+	freeze := freezer(h)
+	if freeze != nil {
+		freeze(g.c.files, dir, true)
+		defer freeze(g.c.files, dir, false) // version 1 lets no signal through before
+	}
+	for _, d := range g.c.subtree(dir) {
+		for _, pid := range g.c.procs(d) {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // that it ended meanwhile is what we want
+		}
+	}
+}
+
+// freezer is what stops and continues the processes of a group; nil if the
+// hierarchy cannot.
+func freezer(h *hierarchy) func(f files, dir string, stop bool) {
+	var file, stopped, going, status, done string
+	switch {
+	case h.v2:
+		file, stopped, going, status, done = "cgroup.freeze", "1", "0", "cgroup.events", "frozen 1"
+	case h.has("freezer"):
+		file, stopped, going, status, done = "freezer.state", "FROZEN", "THAWED", "freezer.state", "FROZEN"
+	default:
+		return nil
+	}
+	return func(f files, dir string, stop bool) {
+		if !stop {
+			_ = f.write(path.Join(dir, file), going) // called again if it is not so
+			return
+		}
+		if f.write(path.Join(dir, file), stopped) != nil {
+			return // then they are killed while they run
+		}
+		for deadline := time.Now().Add(freezePatience); time.Now().Before(deadline); <-time.After(time.Millisecond) {
+			b, err := f.read(path.Join(dir, status))
+			if err != nil || strings.Contains("\n"+string(b), "\n"+done) {
+				return
+			}
+		}
+	}
+}
+
+// pressure reads how often the limits took effect.
+func (g *group) pressure() (p pressure) {
+	for _, h := range g.c.hierarchies {
+		dir := path.Join(h.base, g.name)
+		if h.has("pids") {
+			p.refusals += g.counter(path.Join(dir, "pids.events"), "max")
+		}
+		if h.has("memory") {
+			file := "memory.oom_control"
+			if h.v2 {
+				file = "memory.events"
+			}
+			p.kills += g.counter(path.Join(dir, file), "oom_kill")
+		}
+	}
+	return p
+}
+
+// counter is the number behind a name in a file of "name number" lines.
+func (g *group) counter(file, name string) uint64 {
+	b, err := g.c.files.read(file)
+	if err != nil {
+		return 0 // an older kernel
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			n, _ := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// since is what the limits did since join.
+func (g *group) since() pressure {
+	if g == nil {
+		return pressure{}
+	}
+	now := g.pressure()
+	if now.kills < g.before.kills || now.refusals < g.before.refusals { // made anew meanwhile
+		return now
+	}
+	return pressure{now.kills - g.before.kills, now.refusals - g.before.refusals}
+}
+
+// leave ends the caller's part in the group. The last one removes it; if
+// something still runs in it, a later sweep does.
+func (g *group) leave() {
+	if g == nil {
+		return
+	}
+	g.c.mu.Lock()
+	defer g.c.mu.Unlock()
+	if g.c.users[g.name]--; g.c.users[g.name] > 0 {
+		return
+	}
+	delete(g.c.users, g.name)
+	if !g.c.remove(g.name) && len(g.c.left) < maxLeft && !slices.Contains(g.c.left, g.name) {
+		g.c.left = append(g.c.left, g.name)
+	}
+}
+
+// createIn makes a new process begin inside a group of version 2.
+func createIn(attr *syscall.SysProcAttr, dir *os.File) {
+	if dir != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
+}
