@@ -36,6 +36,7 @@ func (n *Node) buildAgent() error {
 	n.runner, err = runcmd.New(runcmd.Config{
 		Self: n.info.Node, Fleet: n.info.Fleet, Key: n.key, Journal: n.journal, Blobs: n.blobs, Dir: n.dir.File("work"),
 		Trust: n.trust.Load, Clock: n.clock, Report: n.report, Starter: n.cfg.Starter, Now: n.cfg.Now,
+		Cgroups: n.cfg.Cgroups, Limits: n.cfg.Limits,
 		Logger: n.log.With("component", "runcmd"),
 	})
 	return err

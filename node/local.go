@@ -18,6 +18,7 @@ func (n *Node) LocalStatus() fleet.LocalStatus {
 		Version: n.cfg.Version, FleetId: n.info.Fleet, FleetName: n.info.Name, InstanceId: n.info.Node, Name: n.info.NodeName,
 		Role: n.role(), DataDir: n.dir.Path(), Address: n.advertised(), Leader: n.leader(), HeartbeatAge: -1,
 		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.hostWarnings(),
+		Containment: n.cfg.Cgroups.String(),
 	}
 	if heard := n.beats.LastHeard(); !heard.IsZero() {
 		s.HeartbeatAge = now.Sub(heard).Seconds()

@@ -51,6 +51,11 @@ type Config struct {
 	Logger    *slog.Logger
 	Timing    Timing
 
+	// Cgroups is where commands have control groups; nil makes none. Limits
+	// bind each of them.
+	Cgroups *process.Cgroups
+	Limits  process.Limits
+
 	// For tests: an in-memory network, in-memory Raft stores, other clocks and
 	// children. Nil and false are the real ones.
 	Listener net.Listener

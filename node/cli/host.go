@@ -16,6 +16,7 @@ import (
 	"fleet/node/api/client"
 	"fleet/node/config"
 	"fleet/node/fleet"
+	"fleet/node/process"
 )
 
 // stopTimeout bounds an orderly end of the agent.
@@ -157,8 +158,14 @@ Exit codes: 0 stopped, 1 it failed, 64 usage`,
 func (e *env) runAgent(ctx context.Context, cfg *config.Config) error {
 	e.sent = true
 	log := e.logger(cfg)
+	limits, err := cfg.Limits(process.TotalMemory())
+	if err != nil {
+		return err
+	}
+	cgroups := process.OpenCgroups()
 	n, err := node.New(node.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Socket: cfg.Socket, Version: e.version, Logger: log,
+		Cgroups: cgroups, Limits: process.Limits{Tasks: limits.Processes, Memory: limits.Memory, CPU: limits.CPU},
 	})
 	if err != nil {
 		return err
@@ -172,7 +179,7 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config) error {
 		return errors.Join(err, stop())
 	}
 	log.Info("agent started", "version", e.version, "node", n.ID(), "name", n.Name(), "data", cfg.DataDir,
-		"listen", cfg.Listen, "addr", n.Address(), "socket", cfg.Socket, "next", nextStep(cfg))
+		"listen", cfg.Listen, "addr", n.Address(), "socket", cfg.Socket, "containment", cgroups, "next", nextStep(cfg))
 	ready := n.Ready()
 	for {
 		select {

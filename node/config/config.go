@@ -68,6 +68,9 @@ type Config struct {
 	// Log is what is logged and how.
 	Log Log `yaml:"log"`
 
+	// Commands is what each command of this host may use.
+	Commands Commands `yaml:"commands"`
+
 	sources map[string]string // by key
 }
 
@@ -84,14 +87,17 @@ func Default() *Config {
 		Listen:  DefaultListen,
 		DataDir: DefaultDataDir,
 		Log:     Log{Level: "info", Format: "text"},
-		sources: map[string]string{},
+		// A fork bomb and a leak are stopped before the host is; the build of a
+		// package, which needs hundreds of processes, is not.
+		Commands: Commands{MaxProcesses: "4096", MaxMemory: "80%", MaxCPU: None},
+		sources:  map[string]string{},
 	}
 }
 
 // setting is one value: where it can come from and when it is right.
 type setting struct {
 	key   string // in the file, dotted
-	flag  string
+	flag  string // "" has none
 	env   string
 	field func(*Config) *string
 	check func(value string) error
@@ -106,6 +112,11 @@ var settings = []setting{
 	{"log.level", "log-level", "FLEET_LOG_LEVEL", func(c *Config) *string { return &c.Log.Level },
 		oneOf("debug", "info", "warn", "error")},
 	{"log.format", "log-format", "FLEET_LOG_FORMAT", func(c *Config) *string { return &c.Log.Format }, oneOf("text", "json")},
+	{"commands.max-processes", "", "FLEET_COMMANDS_MAX_PROCESSES", func(c *Config) *string { return &c.Commands.MaxProcesses },
+		checked(parseProcesses)},
+	{"commands.max-memory", "", "FLEET_COMMANDS_MAX_MEMORY", func(c *Config) *string { return &c.Commands.MaxMemory },
+		checked(func(v string) (uint64, error) { return parseMemory(v, 1<<40) })},
+	{"commands.max-cpu", "", "FLEET_COMMANDS_MAX_CPU", func(c *Config) *string { return &c.Commands.MaxCPU }, checked(parseCPU)},
 }
 
 // Sources is where Load looks.
@@ -144,7 +155,7 @@ func Load(s Sources) (*Config, error) {
 				c.sources[set.key] = set.env
 			}
 		}
-		if v, ok := s.Flags[set.flag]; ok {
+		if v, ok := s.Flags[set.flag]; ok && set.flag != "" {
 			*set.field(c) = v
 			c.sources[set.key] = "--" + set.flag
 		}

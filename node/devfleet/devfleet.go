@@ -59,6 +59,8 @@ type Fleet struct {
 	cred identity.Credential
 	root string // root-key file
 
+	cgroups *process.Cgroups // of all nodes: each command has a group of its own
+
 	mu    sync.Mutex // guards nodes
 	nodes []*node.Node
 }
@@ -72,7 +74,7 @@ func Start(ctx context.Context, o Options) (_ *Fleet, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create %s: %w", o.Dir, err)
 	}
-	f := &Fleet{opts: o, root: filepath.Join(o.Dir, "root.key")}
+	f := &Fleet{opts: o, root: filepath.Join(o.Dir, "root.key"), cgroups: process.OpenCgroups()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Stop(context.WithoutCancel(ctx)))
@@ -98,6 +100,9 @@ func Start(ctx context.Context, o Options) (_ *Fleet, err error) {
 	}
 	return f, nil
 }
+
+// maxTasks bounds the processes of each command of a node.
+const maxTasks = 4096
 
 func (o *Options) check() error {
 	if o.Name == "" {
@@ -154,6 +159,7 @@ func (f *Fleet) start(ctx context.Context, i int, port *port) (*node.Node, error
 		DataDir: f.dataDir(i), Advertise: port.addr(), Listener: port.tcp, Packet: port.udp,
 		Socket: filepath.Join(f.dataDir(i), "fleet.sock"), Version: f.opts.Version, Starter: f.opts.Starter,
 		Logger: f.opts.Logger.With("host", nodeName(i)), Timing: node.Timing{Heartbeat: heartbeat, Fast: true},
+		Cgroups: f.cgroups, Limits: process.Limits{Tasks: maxTasks},
 	})
 	if err != nil {
 		return nil, errors.Join(err, port.close())

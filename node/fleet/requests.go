@@ -253,6 +253,7 @@ type LocalStatus struct {
 	HeartbeatAge    float64   `json:"HeartbeatAge"` // seconds since a voter answered one; negative for never
 	RingAlive       int       `json:"RingAlive"`    // members that gossip believes alive, itself included
 	OpenInvocations int       `json:"OpenInvocations"`
+	Containment     string    `json:"Containment"` // how the processes of commands are held together, and what limits them
 	Warnings        []Warning `json:"Warnings,omitempty"`
 
 	// Candidate is the fingerprint of the quorum key that this host offers:

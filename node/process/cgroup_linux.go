@@ -510,3 +510,13 @@ func unescapeMount(s string) string {
 	}
 	return b.String()
 }
+
+// TotalMemory is how many bytes of memory this host has; 0 where that is not
+// known.
+func TotalMemory() uint64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return uint64(info.Totalram) * uint64(info.Unit)
+}

@@ -19,6 +19,9 @@ import (
 // group that are to be killed while none can fork.
 const freezePatience = 100 * time.Millisecond
 
+// letGo is how long the kernel may take to let go of an empty group.
+const letGo = 100 * time.Millisecond
+
 // cpuPeriod is over what CPU time is counted, in microseconds.
 const cpuPeriod = 100_000
 
@@ -301,20 +304,50 @@ func (g *group) since() pressure {
 }
 
 // leave ends the caller's part in the group. The last one removes it; if
-// something still runs in it, a later sweep does.
+// something still runs in it, a later sweep does. (If another joins meanwhile,
+// it makes the group anew.)
 func (g *group) leave() {
 	if g == nil {
 		return
 	}
 	g.c.mu.Lock()
-	defer g.c.mu.Unlock()
-	if g.c.users[g.name]--; g.c.users[g.name] > 0 {
+	g.c.users[g.name]--
+	last := g.c.users[g.name] == 0
+	if last {
+		delete(g.c.users, g.name)
+	}
+	g.c.mu.Unlock()
+	if !last || g.removeSoon() {
 		return
 	}
-	delete(g.c.users, g.name)
-	if !g.c.remove(g.name) && len(g.c.left) < maxLeft && !slices.Contains(g.c.left, g.name) {
+	g.c.mu.Lock()
+	defer g.c.mu.Unlock()
+	if len(g.c.left) < maxLeft && !slices.Contains(g.c.left, g.name) {
 		g.c.left = append(g.c.left, g.name)
 	}
+}
+
+// removeSoon removes the group unless something runs in it. The kernel lets go
+// of a group a moment after its last process has ended.
+func (g *group) removeSoon() bool {
+	for deadline := time.Now().Add(letGo); ; <-time.After(time.Millisecond) {
+		if g.c.remove(g.name) {
+			return true
+		}
+		if time.Now().After(deadline) || g.alive() {
+			return false
+		}
+	}
+}
+
+// alive reports whether a process in the group has not ended.
+func (g *group) alive() bool {
+	for pid := range g.processes() {
+		if s, err := readStat(pid); err == nil && !s.dead() {
+			return true
+		}
+	}
+	return false
 }
 
 // createIn makes a new process begin inside a group of version 2.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"strconv"
 	"syscall"
 )
@@ -124,21 +123,9 @@ func credentialOf(name string) (*syscall.Credential, error) {
 	if err != nil {
 		return nil, fmt.Errorf("run as user %.64q: group ID %w", name, err)
 	}
-	u, err := user.Lookup(name)
+	groups, err := groupsOf(account.Name, account.GID)
 	if err != nil {
-		return nil, fmt.Errorf("run as user %.64q: %w", name, err)
-	}
-	ids, err := u.GroupIds()
-	if err != nil {
-		return nil, fmt.Errorf("groups of user %.64q: %w", name, err)
-	}
-	groups := make([]uint32, 0, len(ids))
-	for _, id := range ids {
-		n, err := strconv.ParseUint(id, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("groups of user %.64q: %w", name, err)
-		}
-		groups = append(groups, uint32(n))
+		return nil, err
 	}
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: groups}, nil
 }

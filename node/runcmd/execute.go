@@ -216,7 +216,7 @@ func (r *Runner) runSteps(ctx context.Context, k journal.Key, j *job) (details [
 			o = StoppedOutcome(-1)
 		} else {
 			task := &Task{
-				Command: k.Command, Step: s, Number: i, Account: j.account, Env: j.env,
+				Command: k.Command, Step: s, Number: i, Account: j.account, Env: j.env, Limits: r.cfg.Limits,
 				Dir: dir, DirPath: path, Start: r.starter(k, j),
 			}
 			o, stdout, stderr = r.runStep(ctx, task, inline)

@@ -41,6 +41,7 @@ type Task struct {
 
 	Account process.Account // that the step is to run as
 	Env     []string        // the whole environment of its processes
+	Limits  process.Limits  // of the control group of its command, to name them
 
 	// Dir is a directory of this invocation alone, empty at its first step and
 	// removed after its last one; DirPath is where it is. It is the account's.

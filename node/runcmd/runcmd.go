@@ -482,11 +482,20 @@ func (r *Runner) prepare(content, parameters []byte, t *ticket.Ticket) (*job, er
 	}
 	j.steps = steps
 	j.env = append([]string{
-		"PATH=" + scriptPath, "HOME=" + j.account.Home, "LANG=" + scriptLang,
+		"PATH=" + scriptPath, "LANG=" + scriptLang,
+		"HOME=" + orElse(j.account.Home, "/"), "USER=" + j.account.Name, "LOGNAME=" + j.account.Name,
+		"SHELL=" + orElse(j.account.Shell, "/bin/sh"),
 		"FLEET_COMMAND_ID=" + string(t.Command), "FLEET_NODE_ID=" + string(r.cfg.Self),
 		"AWS_SSM_INSTANCE_ID=" + string(r.cfg.Self), "SSM_COMMAND_ID=" + string(t.Command),
 	}, env...)
 	return j, process.CheckEnv(j.env)
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
 }
 
 // fatal reports whether an error means that the journal failed, and ends Run

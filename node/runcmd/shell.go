@@ -22,8 +22,8 @@ const ActionShell = "aws:runShellScript"
 // grace is how long a script may clean up after SIGTERM.
 const grace = 5 * time.Second
 
-// scriptLimits bound each script. Memory and the number of processes need a
-// control group: limits of this kind do not bind root.
+// scriptLimits bound each script. Memory, processes and CPU are limits of the
+// command's control group, which the host is configured with.
 var scriptLimits = process.Limits{NoCore: true}
 
 // Shell is the plugin of ActionShell: it writes the commands to a file and
@@ -93,11 +93,11 @@ func (Shell) Run(ctx context.Context, t *Task) Outcome {
 	case err != nil:
 		return failed("%v", err)
 	}
-	return shellOutcome(exit, in.timeout)
+	return shellOutcome(exit, in.timeout, t.Limits)
 }
 
 // shellOutcome puts the end of a script into words.
-func shellOutcome(exit process.Exit, timeout time.Duration) Outcome {
+func shellOutcome(exit process.Exit, timeout time.Duration, limits process.Limits) Outcome {
 	o := Outcome{State: fleet.Success, Code: int32(exit.Code)}
 	switch {
 	case exit.Cancelled:
@@ -113,14 +113,31 @@ func shellOutcome(exit process.Exit, timeout time.Duration) Outcome {
 	if o.Reason != "" {
 		notes = append(notes, o.Reason)
 	}
+	if exit.MemoryKills > 0 {
+		notes = append(notes, fmt.Sprintf("killed: memory limit of %s reached by %d of its processes", size(limits.Memory), exit.MemoryKills))
+	}
+	if exit.TasksRefused > 0 {
+		notes = append(notes, fmt.Sprintf("limit of %d processes reached", limits.Tasks))
+	}
+	if exit.Uncontained != "" {
+		notes = append(notes, "it ran without a control group: "+exit.Uncontained)
+	}
 	if exit.Survivors > 0 {
-		notes = append(notes, fmt.Sprintf("%d of its processes could not be killed", exit.Survivors))
+		notes = append(notes, fmt.Sprintf("%d of its processes could not be killed: the kernel holds them", exit.Survivors))
 	}
 	if exit.Held {
 		notes = append(notes, "a process that it left running still had its output open: what that prints is lost")
 	}
 	o.Reason = strings.Join(notes, "; ")
 	return o
+}
+
+// size is an amount of memory for a person.
+func size(n uint64) string {
+	if n < 1<<30 {
+		return fmt.Sprintf("%d MiB", n>>20)
+	}
+	return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 }
 
 // workingDirectory is where a script begins: an absolute path, one below the

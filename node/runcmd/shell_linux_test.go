@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"fleet/node/fleet"
+	"fleet/node/process"
 	"fleet/node/ticket"
 )
 
@@ -127,7 +128,8 @@ func TestTheEnvironmentOfAScript(t *testing.T) {
 			names = append(names, name)
 		}
 	}
-	want := []string{"AWS_SSM_INSTANCE_ID", "FLEET_COMMAND_ID", "FLEET_NODE_ID", "FLEET_PROCESS", "HOME", "LANG", "PATH", "SSM_COMMAND_ID", "SSM_p"}
+	want := []string{"AWS_SSM_INSTANCE_ID", "FLEET_COMMAND_ID", "FLEET_NODE_ID", "FLEET_PROCESS", "HOME", "LANG", "LOGNAME", "PATH", "SHELL",
+		"SSM_COMMAND_ID", "SSM_p", "USER"}
 	if !slices.Equal(names, want) {
 		t.Errorf("variables %q, want %q", names, want)
 	}
@@ -161,6 +163,54 @@ func TestValuesReachAScriptByteForByte(t *testing.T) {
 	if left, err := os.ReadDir(outside); err != nil || len(left) != 0 {
 		t.Errorf("a value was run: %v, %v", left, err)
 	}
+}
+
+func TestTheLimitsOfACommandAreSaidInItsResult(t *testing.T) {
+	groups := process.OpenCgroups()
+	if !strings.Contains(groups.String(), "limits: processes, memory") {
+		t.Skip(groups)
+	}
+	tests := []struct {
+		name   string
+		script string
+		want   string
+	}{
+		{"memory", `exec awk 'BEGIN { s = "0123456789abcdef"; while (1) s = s s }'`, "signal 9; killed: memory limit of 32 MiB reached by 1 of its processes"},
+		{"processes", `i=0; while [ $i -lt 40 ]; do sleep 600 & i=$((i+1)); done`, "limit of 20 processes reached"},
+		{"neither", `exit 3`, "exit code 3"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { // one after the other: these worlds have one mark, and so one group
+			w := newWorld(time.Now().Round(0))
+			h := w.newHost(t, t.TempDir(), func(cfg *Config) {
+				cfg.Cgroups, cfg.Limits = groups, process.Limits{Tasks: 20, Memory: 32 << 20}
+			})
+			h.start()
+			h.deliver(t, w.delivery(w.shell(1, test.script)))
+			results, details := h.reports(t, 1)
+			if s := details[0].Steps[0]; s.State != fleet.Failed || !strings.Contains(results[0].Reason, test.want) {
+				t.Errorf("got %v, %q, want %q", s.State, results[0].Reason, test.want)
+			}
+			for _, id := range h.spawned(t, 1) {
+				if _, err := groups.KillLeftover(t.Context(), id); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// spawned are the processes of the n-th command, as the journal has them.
+func (h *host) spawned(t testing.TB, n int) (ids []process.Identity) {
+	t.Helper()
+	e, ok := h.journal.Lookup(commandKey(n))
+	if !ok {
+		t.Fatal("the command is not in the journal")
+	}
+	for _, s := range e.Spawned {
+		ids = append(ids, process.Identity{PID: s.PID, Start: s.Start, Boot: s.Boot, Mark: s.Mark})
+	}
+	return ids
 }
 
 func TestLargeOutputIsCappedCountedAndHashed(t *testing.T) {
@@ -200,14 +250,14 @@ func TestRunsAsAnotherUser(t *testing.T) {
 	h := w.newHost(t, dir, nil)
 	h.start()
 	doc := steps(
-		in{"runCommand": `id -un; touch "$(dirname "$0")/mine" && echo made`, "workingDirectory": "/"},
+		in{"runCommand": `id -un; touch "$(dirname "$0")/mine" && echo made; echo $USER $LOGNAME`, "workingDirectory": "/"},
 		in{"runCommand": "#!/bin/sh\ncat /etc/shadow", "workingDirectory": "/"},
 	)
 	o := w.order(1, doc, nil)
 	o.ticket.RunAs = "nobody"
 	h.deliver(t, w.delivery(o))
 	results, details := h.reports(t, 1)
-	if s := details[0].Steps; string(s[0].Stdout.Inline) != "nobody\nmade\n" || s[1].State != fleet.Failed || s[1].Stdout.Total != 0 {
+	if s := details[0].Steps; string(s[0].Stdout.Inline) != "nobody\nmade\nnobody nobody\n" || s[1].State != fleet.Failed || s[1].Stdout.Total != 0 {
 		t.Errorf("result %+v, steps %+v", results[0].Result, s)
 	}
 }
@@ -226,6 +276,7 @@ func agent(dir string) {
 	w := newWorld(time.Unix(0, ns))
 	t := &agentTest{}
 	h := w.newHost(t, dir, func(cfg *Config) {
+		cfg.Cgroups = process.OpenCgroups()
 		cfg.Report = func(_ context.Context, result, _ []byte, _ []fleet.Digest) (uint64, error) {
 			r, err := ticket.ParseResult(result)
 			if err != nil {
@@ -236,7 +287,13 @@ func agent(dir string) {
 		}
 	})
 	h.start()
-	script := fmt.Sprintf("echo $$ >> %[1]s/witness; setsid sh -c 'echo $$ >> %[1]s/pids; exec sleep 600' & echo $! >/dev/null; sleep 600", dir)
+	// With control groups, what sheds its session, parents and environment is
+	// found too.
+	shed := ""
+	if strings.HasPrefix(process.OpenCgroups().String(), "cgroup") {
+		shed = "env -i"
+	}
+	script := fmt.Sprintf("echo $$ >> %[1]s/witness; (setsid %[2]s sh -c 'echo $$ >> %[1]s/pids; exec sleep 600' &); sleep 600", dir, shed)
 	a, err := h.Deliver(context.Background(), w.delivery(w.shell(1, script)))
 	if err != nil {
 		panic(err)

@@ -1,0 +1,5 @@
+package process
+
+func directoryUser(string) (Account, bool) { return Account{}, false }
+
+func loginShell(string) string { return "" }
