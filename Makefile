@@ -54,6 +54,10 @@ fuzz: ## run every fuzz target for FUZZTIME (default 60s each)
 bench: ## the figures of docs/performance.md
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -timeout 60m $(BENCH_PACKAGES)
 
+.PHONY: bench-idle
+bench-idle: build ## what a host costs while nothing happens, in a ring of 100 (root; about seven minutes)
+	FLEET=$(BIN)/fleet $(GO) test -v -count=1 -tags idle -run '^TestIdle$$' -timeout 30m ./node/devfleet
+
 .PHONY: lint
 lint: $(GOLANGCI) ## golangci-lint, pinned; installed into bin/tools when absent
 	$(GOLANGCI) run ./...

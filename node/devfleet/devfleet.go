@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,8 @@ type Options struct {
 	Version string
 	Logger  *slog.Logger
 	Starter process.Starter // nil starts real children
+	Address netip.Addr      // where the nodes listen; 127.0.0.1 when it is not set
+	Timing  *node.Timing    // nil is fast, for one machine
 
 	// Progress is told what happens, a line at a time; nil for silence.
 	Progress func(line string)
@@ -108,6 +111,12 @@ func (o *Options) check() error {
 	if o.Name == "" {
 		o.Name = "dev"
 	}
+	if !o.Address.IsValid() {
+		o.Address = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if o.Timing == nil {
+		o.Timing = &node.Timing{Heartbeat: heartbeat, Fast: true}
+	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
@@ -130,7 +139,7 @@ func (f *Fleet) dataDir(i int) string { return filepath.Join(f.opts.Dir, nodeNam
 
 // found makes and starts node 1.
 func (f *Fleet) found(ctx context.Context) error {
-	port, err := takePort()
+	port, err := f.takePort()
 	if err != nil {
 		return err
 	}
@@ -158,7 +167,7 @@ func (f *Fleet) start(ctx context.Context, i int, port *port) (*node.Node, error
 	n, err := node.New(node.Config{
 		DataDir: f.dataDir(i), Advertise: port.addr(), Listener: port.tcp, Packet: port.udp,
 		Socket: filepath.Join(f.dataDir(i), "fleet.sock"), Version: f.opts.Version, Starter: f.opts.Starter,
-		Logger: f.opts.Logger.With("host", nodeName(i)), Timing: node.Timing{Heartbeat: heartbeat, Fast: true},
+		Logger: f.opts.Logger.With("host", nodeName(i)), Timing: *f.opts.Timing,
 		Cgroups: f.cgroups, Limits: process.Limits{Tasks: maxTasks},
 	})
 	if err != nil {
@@ -239,7 +248,7 @@ func (f *Fleet) token(ctx context.Context, c *client.Client, limit int) (identit
 }
 
 func (f *Fleet) join(ctx context.Context, i int, token identity.JoinToken) error {
-	port, err := takePort()
+	port, err := f.takePort()
 	if err != nil {
 		return err
 	}
@@ -379,14 +388,14 @@ func (f *Fleet) Stop(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// port is a port of loopback, taken for TCP and UDP.
+// port is a port of one address, taken for TCP and UDP.
 type port struct {
 	tcp net.Listener
 	udp net.PacketConn
 }
 
-func takePort() (*port, error) {
-	tcp, udp, err := transport.Listen("127.0.0.1:0")
+func (f *Fleet) takePort() (*port, error) {
+	tcp, udp, err := transport.Listen(net.JoinHostPort(f.opts.Address.String(), "0"))
 	return &port{tcp, udp}, err
 }
 
