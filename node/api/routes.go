@@ -28,6 +28,7 @@ var routes = []route{
 	{"SendCommand", mutateTime, mutate},
 	{"AddVoters", membershipTime, mutate},
 
+	{"GetCallerIdentity", readTime, read(getCallerIdentity)},
 	{"DescribeInstanceInformation", readTime, read(describeInstanceInformation)},
 	{"DescribeNodes", readTime, read(describeNodes)},
 	{"ListTagsForResource", readTime, read(listTagsForResource)},

@@ -52,6 +52,7 @@ var Operations = []Operation{
 	{"SendCommand", Signed, "SendCommand"},
 	{"AddVoters", Signed, "AddVoters"},
 
+	{"GetCallerIdentity", Read, "GetCallerIdentity"},
 	{"DescribeInstanceInformation", Read, "DescribeNodes"},
 	{"DescribeNodes", Read, "DescribeNodes"},
 	{"ListTagsForResource", Read, "DescribeNodes"},

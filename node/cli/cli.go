@@ -88,9 +88,25 @@ func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 // commands is the whole tree, in the order of the help.
 func (e *env) commands() []*cli.Command {
 	return []*cli.Command{
-		e.runCommand(), e.statusCommand(),
-		e.initCommand(), e.joinCommand(), e.agentCommand(), e.doctorCommand(), e.devCommand(), e.versionCommand(),
-		e.nodeCommand(), e.activationCommand(), e.quorumCommand(), e.commandCommand(),
+		e.runCommand(),
+		e.statusCommand(),
+
+		e.initCommand(),
+		e.joinCommand(),
+		e.agentCommand(),
+		e.doctorCommand(),
+		e.devCommand(),
+		e.versionCommand(),
+
+		e.loginCommand(),
+		e.logoutCommand(),
+		e.whoamiCommand(),
+		e.contextCommand(),
+
+		e.nodeCommand(),
+		e.activationCommand(),
+		e.quorumCommand(),
+		e.commandCommand(),
 	}
 }
 

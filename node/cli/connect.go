@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,14 +20,18 @@ import (
 	"fleet/node/identity"
 )
 
-// clientFlags are shared by all commands that speak to the quorum.
-func clientFlags() []cli.Flag {
+// contextFlags say whose key counts.
+func contextFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "credential", Usage: "`FILE` with the operator's key (FLEET_CREDENTIAL)"},
 		&cli.StringFlag{Name: "context", Usage: "`NAME` of the fleet, of several credentials in ~/.config/fleet (FLEET_CONTEXT)"},
-		&cli.StringSliceFlag{Name: "connect",
-			Usage: "`IP:PORT` of a quorum host to ask, instead of those in the credential; may be repeated (FLEET_ADDRESS)"},
 	}
+}
+
+// clientFlags are shared by all commands that speak to the quorum.
+func clientFlags() []cli.Flag {
+	return append(contextFlags(), &cli.StringSliceFlag{Name: "connect",
+		Usage: "`IP:PORT` of a quorum host to ask, instead of those in the credential; may be repeated (FLEET_ADDRESS)"})
 }
 
 // timeoutFlag bounds the request; run has another --timeout.
@@ -117,17 +120,33 @@ func (e *env) bound(c *cli.Context) (cancel context.CancelFunc, err error) {
 	return cancel, nil
 }
 
-// nameFleet says which fleet a credential is missing for, if this host is of one.
+// nameFleet says which fleet a credential is missing for, and which host to ask
+// for one, if this host is of a fleet.
 func (e *env) nameFleet(c *cli.Context, err error) error {
 	if !isNoCredential(err) {
 		return err
 	}
-	status, localErr := e.local(c).Status(c.Context)
+	local := e.local(c)
+	status, localErr := local.Status(c.Context)
 	if localErr != nil || fleet.CheckName(status.FleetName) != nil {
 		return err
 	}
-	named := fleet.Errorf(fleet.Unauthenticated, "no operator credential for %s in %s", status.FleetName, e.credentialDir()).
-		WithHint("%s", fleet.HintOf(err))
+	// What the agent passes on came from others: only a name that is one is
+	// put into a command that somebody will type.
+	host := "HOST"
+	if nodes, localErr := local.Nodes(c.Context); localErr == nil {
+		var voters []string
+		for _, n := range nodes.Nodes {
+			if n.Role == fleet.RoleNameVoter && fleet.CheckNodeName(n.Name) == nil {
+				voters = append(voters, n.Name)
+			}
+		}
+		if len(voters) > 0 {
+			host = slices.MinFunc(voters, naturalCompare)
+		}
+	}
+	named := fleet.Errorf(fleet.Unauthenticated, "no operator credential for %s: run \"fleet login %s\"", status.FleetName, host).
+		WithHint("or name one that you have: --credential FILE or FLEET_CREDENTIAL; looked for in %s", firstOf(e.credentialDir(), "no directory"))
 	named.Err = hiddenError{errNoCredential}
 	return named
 }
@@ -166,73 +185,6 @@ func splitCommas(lists []string) []string {
 var errNoCredential = errors.New("no credential")
 
 func isNoCredential(err error) bool { return errors.Is(err, errNoCredential) }
-
-// credential finds the operator's key: where a flag says, else the environment,
-// else the one in the operator's directory.
-func (e *env) credential(c *cli.Context) (_ identity.Credential, path string, _ error) {
-	path, name := c.String("credential"), c.String("context")
-	if path != "" && name != "" {
-		return identity.Credential{}, "", usagef("--credential and --context exclude each other: each names a credential")
-	}
-	if path == "" && name == "" {
-		path, name = e.getenv("FLEET_CREDENTIAL"), e.getenv("FLEET_CONTEXT")
-	}
-	if path == "" {
-		var err error
-		if path, err = e.findCredential(name); err != nil {
-			return identity.Credential{}, "", err
-		}
-	}
-	cred, err := identity.LoadCredential(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return cred, "", fleet.Errorf(fleet.NotFound, "there is no credential at %s", path).
-			WithHint("name another: --credential FILE or FLEET_CREDENTIAL")
-	}
-	return cred, path, err
-}
-
-func (e *env) findCredential(name string) (string, error) {
-	none := func(format string, args ...any) error {
-		err := fleet.Errorf(fleet.Unauthenticated, format, args...).
-			WithHint("\"fleet init\" writes one; on another machine copy that file there, or name it: " +
-				"--credential FILE or FLEET_CREDENTIAL")
-		err.Err = hiddenError{errNoCredential}
-		return err
-	}
-	dir := e.credentialDir()
-	if dir == "" {
-		return "", none("no operator credential: the home directory is not known")
-	}
-	if strings.ContainsAny(name, "/\\") || name == ".." {
-		return "", usagef("--context %q is not the name of a fleet", name)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("look for a credential: %w", err)
-	}
-	var found []string
-	for _, entry := range entries {
-		if entry.Type().IsRegular() && !strings.HasPrefix(entry.Name(), ".") && !strings.HasSuffix(entry.Name(), "~") {
-			found = append(found, entry.Name())
-		}
-	}
-	slices.Sort(found)
-	switch {
-	case name != "" && slices.Contains(found, name):
-		return filepath.Join(dir, name), nil
-	case name != "" && len(found) > 0:
-		return "", fleet.Errorf(fleet.NotFound, "no operator credential for %s in %s", name, dir).
-			WithHint("the fleets that are known there: %s", strings.Join(found, ", "))
-	case name != "":
-		return "", none("no operator credential for %s: %s holds none", name, dir)
-	case len(found) == 0:
-		return "", none("no operator credential in %s", dir)
-	case len(found) == 1:
-		return filepath.Join(dir, found[0]), nil
-	}
-	return "", usagef("%d fleets are known here: which one?", len(found)).
-		withHint("--context NAME or FLEET_CONTEXT, one of %s", strings.Join(found, ", "))
-}
 
 // hiddenError can be found by errors.Is and prints nothing.
 type hiddenError struct{ error }

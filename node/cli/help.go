@@ -13,6 +13,7 @@ import (
 const (
 	categoryDaily = "daily"
 	categoryHost  = "host"
+	categoryMe    = "me"
 	categoryNouns = "nouns"
 )
 
@@ -31,7 +32,7 @@ func (e *env) writeHelp(tree, path []*cli.Command) {
 func programHelp(w io.Writer, tree []*cli.Command) {
 	fmt.Fprint(w, "fleet: manage hosts from any of them; no server to install, no cloud to reach\n\n"+
 		"Usage: fleet COMMAND [ARGUMENTS] [FLAGS]\n")
-	for _, category := range []string{categoryDaily, categoryHost, categoryNouns} {
+	for _, category := range []string{categoryDaily, categoryHost, categoryMe, categoryNouns} {
 		fmt.Fprintf(w, "\n%s\n", category)
 		var rows [][2]string
 		for _, c := range tree {

@@ -27,7 +27,7 @@ func (e *env) confirm(question string) error {
 	case "y", "yes":
 		return nil
 	}
-	return fleet.Errorf(fleet.Invalid, "nothing was done")
+	return errors.New("nothing was done")
 }
 
 // secret asks for a line that is not shown.

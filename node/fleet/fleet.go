@@ -10,6 +10,7 @@ package fleet
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"regexp"
@@ -93,6 +94,23 @@ func (k PublicKey) Fingerprint() string {
 		groups = append(groups, digits[i:i+4])
 	}
 	return strings.Join(groups, "-")
+}
+
+// publicKeyPrefix names the algorithm, so that another one can come.
+const publicKeyPrefix = "ed25519:"
+
+// Text is the key as one word, to be copied; ParsePublicKey reads it.
+func (k PublicKey) Text() string { return publicKeyPrefix + base64.RawURLEncoding.EncodeToString(k[:]) }
+
+// ParsePublicKey parses what Text makes.
+func ParsePublicKey(s string) (PublicKey, error) {
+	text, ok := strings.CutPrefix(strings.TrimSpace(s), publicKeyPrefix)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if !ok || err != nil || len(b) != len(PublicKey{}) || PublicKey(b).IsZero() {
+		return PublicKey{}, Errorf(Invalid, "public key %.80q is not %s and 43 letters, digits, - and _", s, publicKeyPrefix).
+			WithHint("copy the whole word that \"fleet login\" shows")
+	}
+	return PublicKey(b), nil
 }
 
 // IsZero reports whether no key was set.

@@ -102,3 +102,22 @@ func TestRoles(t *testing.T) {
 		}
 	}
 }
+
+func TestPublicKeyText(t *testing.T) {
+	key := PublicKey{1, 2, 0xff}
+	text := key.Text()
+	if want := "ed25519:AQL_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"; text != want {
+		t.Errorf("got %s, want %s", text, want)
+	}
+	if got, err := ParsePublicKey(text + "\n"); err != nil || got != key {
+		t.Errorf("got %v, %v", got, err)
+	}
+	for name, bad := range map[string]string{
+		"nothing": "", "no prefix": text[8:], "cut off": text[:len(text)-1], "too long": text + "AA", "padded": text + "=",
+		"another algorithm": "rsa:" + text[8:], "zero": PublicKey{}.Text(), "trailing bits": text[:len(text)-1] + "B",
+	} {
+		if got, err := ParsePublicKey(bad); KindOf(err) != Invalid {
+			t.Errorf("%s: got %v, %v", name, got, err)
+		}
+	}
+}

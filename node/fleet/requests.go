@@ -80,6 +80,20 @@ type NodeView struct {
 	Warnings     []string          `json:"Warnings,omitempty"`
 }
 
+// GetCallerIdentityRequest has no members.
+type GetCallerIdentityRequest struct{}
+
+// GetCallerIdentityResult is who asks, as the fleet has it.
+type GetCallerIdentityResult struct {
+	FleetId   ID           `json:"FleetId"`
+	FleetName string       `json:"FleetName"`
+	Operator  OperatorName `json:"Operator"`
+	KeyId     string       `json:"KeyId"` // of the key that proved the connection
+	Keys      int          `json:"Keys"`  // that the operator has
+	May       []string     `json:"May"`   // operations that change something; "*" is all
+	Created   Instant      `json:"Created"`
+}
+
 // DescribeQuorumRequest has no members.
 type DescribeQuorumRequest struct{}
 

@@ -40,6 +40,18 @@ type Peer struct {
 	NotBefore, NotAfter time.Time // of the leaf
 }
 
+const rootNamePrefix = "fleet root of "
+
+// RootName is the fleet's name in a root certificate, for people; "" if there
+// is none that could be one. It is what the owner of the root key says.
+func RootName(c *x509.Certificate) string {
+	name, ok := strings.CutPrefix(c.Subject.CommonName, rootNamePrefix)
+	if !ok || fleet.CheckName(name) != nil {
+		return ""
+	}
+	return name
+}
+
 // NewRootCertificate makes the self-signed certificate of a fleet's root key,
 // in DER. The name is for people who look at the certificate.
 func NewRootCertificate(root PrivateKey, name string, now time.Time) ([]byte, error) {
@@ -47,7 +59,7 @@ func NewRootCertificate(root PrivateKey, name string, now time.Time) ([]byte, er
 		return nil, errors.New("make root certificate: there is no key")
 	}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "fleet root of " + name},
+		Subject:               pkix.Name{CommonName: rootNamePrefix + name},
 		NotBefore:             now.Add(-NotBeforeSlack),
 		NotAfter:              now.Add(RootValidity),
 		KeyUsage:              x509.KeyUsageCertSign,

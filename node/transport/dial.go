@@ -77,6 +77,38 @@ func DialAPI(ctx context.Context, dialer DialFunc, addr string, id fleet.ID, nod
 	})
 }
 
+// Seen is the fleet of a host, as its certificates prove it.
+type Seen struct {
+	Root fleet.PublicKey
+	Name string // of the fleet, as the root key's owner wrote it; for people
+	Node fleet.NodeID
+}
+
+// Peek asks which fleet the quorum host at addr belongs to, and sends it
+// nothing. The answer proves that the host has a quorum certificate under that
+// root key; whether that is the root key of the fleet that is meant, only who
+// asks can know.
+func Peek(ctx context.Context, dialer DialFunc, addr string, now func() time.Time) (Seen, error) {
+	var seen Seen
+	conn, err := dial(ctx, dialer, addr, target{
+		proto: API, name: nameQuorum, now: now,
+		verify: func(chain []*x509.Certificate, now time.Time) (peer identity.Peer, err error) {
+			if seen.Root, err = rootKey(chain); err != nil {
+				return identity.Peer{}, err
+			}
+			if peer, err = verifyServer(chain, fleet.IDOf(seen.Root), fleet.RoleQuorum, "", now); err != nil {
+				return identity.Peer{}, err
+			}
+			seen.Name, seen.Node = identity.RootName(chain[len(chain)-1]), peer.Node
+			return peer, nil
+		},
+	})
+	if err != nil {
+		return Seen{}, err
+	}
+	return seen, conn.Close()
+}
+
 // DialJoin opens a joiner's connection to any host of the fleet whose root
 // public key has the given SHA-256. Peer says whether a quorum host or an
 // ordinary one answered; an enrolment may be sent only to the former.

@@ -334,6 +334,22 @@ func TestStandAloneDials(t *testing.T) {
 		rootPub, otherPub := w.root.Public(), other.root.Public()
 		root, otherRoot := fleet.Sum(rootPub[:]), fleet.Sum(otherPub[:])
 		dayBehind := func() time.Time { return time.Now().Add(-25 * time.Hour) }
+
+		// Who asks a host which fleet it is of learns what its certificates prove.
+		for addr, want := range map[string]Seen{
+			"10.0.0.1:7790": {Root: rootPub, Name: "test", Node: voter.node},
+			"10.0.0.3:7790": {Root: otherPub, Name: "test", Node: foreign.node},
+		} {
+			if got, err := Peek(t.Context(), dial, addr, nil); err != nil || got != want {
+				t.Errorf("peek at %s: got %+v, %v, want %+v", addr, got, err, want)
+			}
+		}
+		if got, err := Peek(t.Context(), dial, "10.0.0.2:7790", nil); !errors.Is(err, ErrOtherProtocol) {
+			t.Errorf("peek at an ordinary host: got %+v, %v", got, err)
+		}
+		if got, err := Peek(t.Context(), dial, "10.0.0.1:7790", dayBehind); fleet.KindOf(err) != fleet.Expired {
+			t.Errorf("peek with a clock a day behind: got %+v, %v", got, err)
+		}
 		cases := []struct {
 			name string
 			open func() (*Conn, error)
@@ -385,6 +401,44 @@ func TestStandAloneDials(t *testing.T) {
 			}
 			if (err == nil) != (c.kind == fleet.Other) || fleet.KindOf(err) != c.kind || !strings.Contains(told, c.text) {
 				t.Errorf("%s: %v (%s), want %s with %q", c.name, err, fleet.KindOf(err), c.kind, c.text)
+			}
+		}
+	})
+}
+
+// Who stands in the middle may show a root certificate that is not his, but
+// cannot prove to be of its quorum.
+func TestPeekIsNotFooled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, other := newWorld(t), newWorld(t)
+		n := memnet.New(1)
+		server, thief := w.host(), other.host()
+		borrowed := identity.TLSCertificate(thief.quorumKey, thief.quorum.Certificate[0], w.rootDER)
+		stolenRoot := identity.TLSCertificate(thief.quorumKey, w.rootDER)
+		cases := []struct {
+			name string
+			cert *tls.Certificate
+		}{
+			{"another fleet's quorum certificate under this root", &borrowed},
+			{"the root certificate alone", &stolenRoot},
+			{"an ordinary host", server.agent},
+			{"a quorum certificate that the issuing key signed", w.forged(fmt.Sprintf("fleet://%s/quorum/%s", w.id, server.node), "q")},
+		}
+		l, err := n.Host("10.0.0.1").Listen("tcp", 7790)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range cases {
+			go func() {
+				raw, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_ = tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{*c.cert}, NextProtos: []string{string(API)}}).Handshake()
+				_ = raw.Close()
+			}()
+			if got, err := Peek(t.Context(), n.Host("10.0.0.9").DialContext, "10.0.0.1:7790", nil); err == nil {
+				t.Errorf("%s: believed to be %+v", c.name, got)
 			}
 		}
 	})
