@@ -46,6 +46,11 @@ test-race: ## test everything under the race detector (needs a C compiler)
 test-faults: build ## real processes on loopback: kill -9 of the leader and of agents (ROUNDS=3)
 	scripts/faults.sh
 
+.PHONY: test-process
+test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10240 of each output
+	FLEET_ROUNDS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 60m -v -run '^TestTorture$$' ./node/process
+	FLEET_OUTPUT_MB=$(or $(OUTPUT_MB),10240) $(GO) test -count=1 -timeout 60m -v -run '^TestAnyOutput$$' ./node/runcmd
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 60s each)
 	GO="$(GO)" FUZZTIME="$(FUZZTIME)" scripts/fuzz.sh
