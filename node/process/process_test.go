@@ -33,6 +33,10 @@ const testPath = "PATH=/usr/local/bin:/usr/bin:/bin"
 // is held at the gate.
 const helperVariable = "PROCESS_TEST_DIES_AT_GATE"
 
+// leakyVariable turns the test binary into a parent with groups, descriptors
+// and a umask that its child, a script of another user, must not get.
+const leakyVariable = "PROCESS_TEST_LEAKY"
+
 func TestMain(m *testing.M) {
 	if witness := os.Getenv(helperVariable); witness != "" {
 		_, _ = Start(context.Background(), Spec{
@@ -40,6 +44,17 @@ func TestMain(m *testing.M) {
 			Spawned: func(id Identity) error { fmt.Println(id.PID); os.Exit(0); return nil },
 		})
 		os.Exit(3)
+	}
+	if text := os.Getenv(leakyVariable); text != "" {
+		_ = syscall.Setgroups([]int{4, 27}) // what a child must not get
+		syscall.Umask(0o077)
+		_, err := Run(context.Background(), Spec{
+			Args: []string{"/bin/sh", "-c", text}, Env: []string{testPath}, User: "nobody", Stdout: os.Stdout, Stderr: os.Stderr,
+		})
+		if err != nil {
+			fmt.Println(err)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }

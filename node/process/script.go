@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"syscall"
+
+	"fleet/node/fleet"
 )
 
 // WriteScript writes a new file, of mode 0700 and the owner's, that is to be
@@ -53,4 +56,26 @@ func (a Account) take(chown func(uid, gid int) error) error {
 		return fmt.Errorf("group ID of %.64q: %w", a.Name, err)
 	}
 	return chown(uid, gid)
+}
+
+// CheckOwnDir refuses a directory in which somebody else could put what this
+// process then runs: one that is a link, another's, or writable by others.
+func CheckOwnDir(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return fmt.Errorf("directory of commands: %w", err)
+	}
+	wrong := ""
+	switch {
+	case !info.IsDir():
+		wrong = "is not a directory"
+	case !ownedByUs(info):
+		wrong = "belongs to another user"
+	case runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0:
+		wrong = fmt.Sprintf("can be written to by others (mode %o)", info.Mode().Perm())
+	default:
+		return nil
+	}
+	return fleet.Errorf(fleet.Denied, "%s %s: what commands run could be put there by others", path, wrong).
+		WithHint("move it away; it is made anew at the next start")
 }

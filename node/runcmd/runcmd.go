@@ -175,6 +175,9 @@ func New(cfg Config) (*Runner, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil {
 		return nil, fmt.Errorf("runcmd: %w", err)
 	}
+	if err := process.CheckOwnDir(cfg.Dir); err != nil {
+		return nil, err
+	}
 	dir, err := os.OpenRoot(cfg.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("runcmd: %w", err)
