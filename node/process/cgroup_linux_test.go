@@ -164,6 +164,7 @@ func TestTheGroupOfADaemonIsSweptWhenItHasEnded(t *testing.T) {
 }
 
 func TestTheLimitOfProcesses(t *testing.T) {
+	t.Parallel()
 	for kind, c := range realGroups(t) {
 		if !c.limits("pids") {
 			continue
@@ -185,6 +186,7 @@ func TestTheLimitOfProcesses(t *testing.T) {
 }
 
 func TestTheLimitOfMemory(t *testing.T) {
+	t.Parallel()
 	for kind, c := range realGroups(t) {
 		if !c.limits("memory") {
 			continue
@@ -206,6 +208,7 @@ func TestTheLimitOfMemory(t *testing.T) {
 }
 
 func TestTheLimitOfCPU(t *testing.T) {
+	t.Parallel()
 	for kind, c := range realGroups(t) {
 		if !c.limits("cpu") {
 			continue
@@ -232,6 +235,7 @@ func TestTheLimitOfCPU(t *testing.T) {
 // A process that sleeps in the kernel does not see SIGKILL before it wakes; one
 // that another freezer has stopped behaves the same.
 func TestWhatTheKernelHoldsIsReported(t *testing.T) {
+	t.Parallel()
 	c := realGroups(t)["v1"]
 	if c == nil {
 		t.Skip("needs the freezer of version 1: that of version 2 lets SIGKILL through")

@@ -39,6 +39,7 @@ var tortures = []struct {
 // and as another user, with all control groups that there are and with those of
 // version 1 alone, and counts what is left.
 func TestTorture(t *testing.T) {
+	t.Parallel()
 	all := realGroups(t)
 	rounds := 2
 	if s := os.Getenv(roundsVariable); s != "" {
