@@ -612,7 +612,11 @@ func TestTooManyConnections(t *testing.T) {
 	}
 }
 
-type fakeLocal struct{}
+type fakeLocal struct {
+	splice func(context.Context) (net.Conn, error)
+}
+
+func (l fakeLocal) Splice(ctx context.Context) (net.Conn, error) { return l.splice(ctx) }
 
 func (fakeLocal) LocalStatus() fleet.LocalStatus {
 	return fleet.LocalStatus{Name: "web1", HeartbeatAge: -1}
@@ -658,6 +662,10 @@ func TestLocal(t *testing.T) {
 		{"another host's name", "GET /v1/LocalStatus HTTP/1.1\r\nHost: evil.example\r\n\r\n", "403"},
 		{"a page's request", "GET /v1/LocalStatus HTTP/1.1\r\nHost: local.fleet\r\nOrigin: https://evil.example\r\n\r\n", "403"},
 		{"an operator's operation", "POST /v1/SendCommand HTTP/1.1\r\nHost: local.fleet\r\nContent-Length: 0\r\n\r\n", "404"},
+		{"a splice that is none", "POST /v1/Splice HTTP/1.1\r\nHost: local.fleet\r\nContent-Length: 0\r\n\r\n", "400"},
+		{"a page's splice", "POST /v1/Splice HTTP/1.1\r\nHost: local.fleet\r\nOrigin: https://evil.example\r\n" +
+			"Connection: Upgrade\r\nUpgrade: fleet-splice\r\nContent-Length: 0\r\n\r\n", "403"},
+		{"a splice got", "GET /v1/Splice HTTP/1.1\r\nHost: local.fleet\r\nConnection: Upgrade\r\nUpgrade: fleet-splice\r\n\r\n", "4"},
 		{"a read of the fleet", "POST /v1/DescribeNodes HTTP/1.1\r\nHost: local.fleet\r\nContent-Length: 0\r\n\r\n", "404"},
 	}
 	for _, tt := range tests {

@@ -25,6 +25,10 @@ import (
 type Local interface {
 	LocalStatus() fleet.LocalStatus
 	LocalNodes() fleet.LocalNodes
+
+	// Splice opens a connection to the port of a quorum host, which the host
+	// has proved to be one. See splice.go.
+	Splice(ctx context.Context) (net.Conn, error)
 }
 
 // localRoutes is the whole of the local door.
@@ -93,6 +97,9 @@ func answers(path string) bool {
 // ServeLocal serves the local socket until ctx is done. It closes l.
 func ServeLocal(ctx context.Context, l net.Listener, local Local, log *slog.Logger) error {
 	mux := http.NewServeMux()
+	splices := &splicer{ctx: ctx, dial: local.Splice, slots: make(chan struct{}, maxSplices), log: log}
+	defer splices.open.Wait()
+	mux.HandleFunc("POST "+pathOf(client.SpliceName), splices.serve)
 	for _, r := range localRoutes {
 		mux.HandleFunc("GET "+pathOf(r.name), func(w http.ResponseWriter, _ *http.Request) { writeLocal(w, r.serve(local)) })
 		mux.HandleFunc("POST "+pathOf(r.name), func(w http.ResponseWriter, _ *http.Request) { writeLocal(w, r.serve(local)) })

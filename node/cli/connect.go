@@ -66,6 +66,7 @@ func (e *env) connect(c *cli.Context) (*client.Client, error) {
 			return nil, err
 		}
 	}
+	opts.Agent = e.local(c)
 	e.sent = true
 	api, err := client.Open(c.Context, cred, opts)
 	if err == nil && len(opts.Addresses) == 0 {

@@ -60,6 +60,18 @@ func (t *Transport) DialPeer(ctx context.Context, p Proto, as fleet.Role, addr s
 	return c, nil
 }
 
+// DialPlain opens a connection without TLS of this host's own, for bytes that
+// are passed on as they are.
+func (t *Transport) DialPlain(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := t.cfg.Dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "connect to %s: %w", addr, err)
+	}
+	return raw, nil
+}
+
 // DialAPI opens an operator's connection to a quorum host without a running
 // transport. An empty node accepts any quorum host of the fleet; dial nil is
 // the system's dialer. The caller still has to prove who it is.

@@ -64,6 +64,11 @@ type Options struct {
 	// Addresses replace those of the credential.
 	Addresses []string
 
+	// Agent is the agent of this host, which passes connections on to a quorum
+	// host when the credential's addresses do not answer. Nil, or with
+	// Addresses, there is no other way.
+	Agent *Local
+
 	// Dial opens connections; nil is the system's.
 	Dial transport.DialFunc
 
@@ -106,11 +111,15 @@ func Open(ctx context.Context, cred identity.Credential, opts Options) (*Client,
 	if len(opts.Addresses) > 0 {
 		c.addresses = slices.Clone(opts.Addresses)
 	}
-	if len(c.addresses) == 0 {
+	agent := opts.Agent != nil && len(opts.Addresses) == 0 && opts.Agent.there()
+	if len(c.addresses) == 0 && !agent {
 		return nil, fleet.Errorf(fleet.Invalid, "the credential of %s names no address", cred.Operator).
 			WithHint("name a quorum host: --connect IP:PORT or FLEET_ADDRESS")
 	}
 	rand.Shuffle(len(c.addresses), func(i, j int) { c.addresses[i], c.addresses[j] = c.addresses[j], c.addresses[i] })
+	if agent {
+		c.addresses = append(c.addresses, throughAgent) // the last to try
+	}
 
 	// The connection that is opened here is the first that HTTP will use:
 	// errors of reaching anybody are found before a request is made.
@@ -175,22 +184,33 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	addresses := slices.Clone(c.addresses)
 	c.mu.Unlock()
 	skip, _ := ctx.Value(skipKey{}).(map[string]bool)
-	var failures []dialFailure
+	addresses = slices.DeleteFunc(addresses, func(addr string) bool { return skip[addr] })
+	var r reached
+	if i := slices.Index(addresses, throughAgent); i > 0 {
+		r = c.dialBoth(ctx, slices.Delete(addresses, i, i+1))
+	} else {
+		r = c.dialEach(ctx, addresses) // without the agent, or after it was the way the last time
+	}
+	if r.conn == nil {
+		return nil, c.noneAnswered(r.failures)
+	}
+	c.prefer(r.addr, r.conn.Peer.Node, r.quorum)
+	return r.conn, nil
+}
+
+// dialEach tries addresses in order until one answers and accepts the operator.
+func (c *Client) dialEach(ctx context.Context, addresses []string) (r reached) {
 	for _, addr := range addresses {
-		if skip[addr] {
-			continue
-		}
 		conn, quorum, err := c.dialOne(ctx, addr)
 		if err == nil {
-			c.prefer(addr, conn.Peer.Node, quorum)
-			return conn, nil
+			return reached{conn: conn, addr: addr, quorum: quorum}
 		}
-		failures = append(failures, dialFailure{addr, err})
+		r.failures = append(r.failures, dialFailure{addr, err})
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, c.noneAnswered(failures)
+	return r
 }
 
 func (c *Client) dialOne(ctx context.Context, addr string) (_ *transport.Conn, quorum []string, _ error) {
@@ -207,8 +227,11 @@ func (c *Client) dialOne(ctx context.Context, addr string) (_ *transport.Conn, q
 		}
 		return err
 	}
-	conn, err := transport.DialAPI(ctx, c.opts.Dial, addr, c.cred.Fleet, "", c.opts.Now)
+	conn, err := transport.DialAPI(ctx, c.dialer(addr), addr, c.cred.Fleet, "", c.opts.Now)
+	var agent agentError
 	switch {
+	case errors.As(err, &agent):
+		return nil, nil, agent
 	case errors.Is(err, transport.ErrOtherProtocol):
 		return nil, nil, errNotQuorum
 	case err != nil:
@@ -271,16 +294,28 @@ type dialFailure struct {
 	err  error
 }
 
+// decided reports that a host of the fleet spoke about the operator. What the
+// agent of this host says is not that.
+func (f dialFailure) decided() bool {
+	switch fleet.KindOf(f.err) {
+	case fleet.Unauthenticated, fleet.Expired, fleet.Denied:
+		return !f.ofAgent()
+	}
+	return false
+}
+
+func (f dialFailure) ofAgent() bool {
+	var of agentError
+	return errors.As(f.err, &of)
+}
+
 // noneAnswered is the one error for several addresses. What a host of the
 // fleet said about the operator counts more than that another was not reached.
 func (c *Client) noneAnswered(failures []dialFailure) error {
-	decided := func(k fleet.Kind) bool {
-		return k == fleet.Unauthenticated || k == fleet.Expired || k == fleet.Denied
-	}
 	var chosen *fleet.Error
 	for _, f := range failures {
 		var e *fleet.Error
-		if errors.As(f.err, &e) && decided(e.Kind) && chosen == nil {
+		if errors.As(f.err, &e) && f.decided() && chosen == nil {
 			chosen = e
 		}
 	}
@@ -301,6 +336,11 @@ func (c *Client) noneAnswered(failures []dialFailure) error {
 	}
 	e := fleet.Errorf(fleet.NoQuorum, "no quorum host of %s answers:%s", c.cred.Name, text.String())
 	e.Err = silent{errNoneAnswered}
+	for _, f := range failures {
+		if f.ofAgent() && fleet.KindOf(f.err) == fleet.Denied {
+			return e.WithHint("%s", fleet.HintOf(f.err))
+		}
+	}
 	return e.WithHint("check that the hosts run (fleet status on one of them) and that this machine may reach the port; " +
 		"other addresses: --connect IP:PORT")
 }

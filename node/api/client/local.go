@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"syscall"
 	"time"
 
@@ -32,6 +33,12 @@ func OpenLocal(socket string) *Local {
 		},
 		DisableKeepAlives: true,
 	}}}
+}
+
+// there reports whether there is a socket, whether it answers or not.
+func (l *Local) there() bool {
+	_, err := os.Stat(l.socket)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Status is what the host says of itself.

@@ -68,6 +68,8 @@ func greet(ctx context.Context, conn *transport.Conn, cred identity.Credential, 
 			return nil, fmt.Errorf("set deadline: %w", err)
 		}
 	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	proof := identity.SignProof(cred.Key, identity.Proof{
 		Fleet: cred.Fleet, Operator: cred.Operator, Key: cred.Key.Public().ID(), Operation: identity.OperationConnect,
 		Body: binding, Nonce: nonce, NotAfter: now.Add(ProofValid).UnixNano(),
@@ -89,6 +91,9 @@ func greet(ctx context.Context, conn *transport.Conn, cred identity.Credential, 
 			e = e.WithHint("%s", w.Hint)
 		}
 		return nil, e
+	}
+	if !stop() {
+		return nil, ctx.Err() // its deadline is being set
 	}
 	return &w, conn.SetDeadline(time.Time{})
 }

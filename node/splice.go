@@ -1,0 +1,96 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"fleet/node/fleet"
+	"fleet/node/transport"
+)
+
+// spliceStagger is how long one quorum host is waited for before the next is
+// tried beside it.
+const spliceStagger = time.Second
+
+// Splice opens a connection to a quorum host's port, for an operator on this
+// host (node/api: ServeLocal): to this host itself if it is of the quorum, else
+// to the leader, else to whoever answers. An address is only taken after the
+// quorum host that is meant has proved its identity there: what gossip or a
+// voter says of an address must not turn the socket into a way to other places.
+func (n *Node) Splice(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	order := n.voters()
+	first := n.leader()
+	if n.member.Load() != nil {
+		first = n.info.Node
+		if !slices.Contains(order, first) {
+			order = append(order, first)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b fleet.NodeID) int {
+		switch first {
+		case a:
+			return -1
+		case b:
+			return 1
+		}
+		return 0
+	})
+	type outcome struct {
+		conn net.Conn
+		err  error
+	}
+	outcomes := make(chan outcome, len(order))
+	open := 0
+	defer func() {
+		cancel()
+		for range open {
+			if late := <-outcomes; late.conn != nil {
+				_ = late.conn.Close() // another was faster
+			}
+		}
+	}()
+	var failures []error
+	for next := 0; next < len(order) || open > 0; {
+		if next < len(order) {
+			voter := order[next]
+			next++
+			open++
+			go func() {
+				conn, err := n.spliceTo(ctx, voter)
+				outcomes <- outcome{conn, err}
+			}()
+		}
+		timer := time.NewTimer(spliceStagger)
+		select {
+		case o := <-outcomes:
+			open--
+			if o.err == nil {
+				timer.Stop()
+				return o.conn, nil
+			}
+			failures = append(failures, o.err)
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return nil, fleet.Errorf(fleet.NoQuorum, "this host reaches no quorum host: %w", errors.Join(failures...)).
+		WithHint("check that the quorum hosts run and that this host reaches their port; fleet node ls names them")
+}
+
+func (n *Node) spliceTo(ctx context.Context, voter fleet.NodeID) (net.Conn, error) {
+	proved, err := n.dial(ctx, transport.RPC, fleet.RoleAgent, voter, fleet.RoleQuorum)
+	if err != nil {
+		return nil, err
+	}
+	addr := proved.RemoteAddr().String()
+	if err := proved.Close(); err != nil {
+		return nil, fmt.Errorf("end the connection that proved %s: %w", voter, err)
+	}
+	return n.transport.DialPlain(ctx, addr)
+}
