@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"fleet/node/document"
 	"fleet/node/fleet"
@@ -99,7 +100,7 @@ func (c *Control) sendCommand(ctx context.Context, body, proof []byte) ([]byte, 
 	content, version, ok := document.Builtin(req.DocumentName)
 	if !ok {
 		return nil, fleet.CodeErrorf(fleet.NotFound, "InvalidDocument", "no document %q", req.DocumentName).
-			WithHint("this release has %s", "AWS-RunShellScript (alias Fleet-RunShellScript)")
+			WithHint("this release has %s", strings.Join(document.BuiltinNames(), ", "))
 	}
 	doc, err := document.Parse(content)
 	if err != nil {

@@ -1,6 +1,10 @@
 package document
 
-import "embed"
+import (
+	"embed"
+	"maps"
+	"slices"
+)
 
 //go:embed builtin/*.json
 var builtinFiles embed.FS
@@ -9,9 +13,13 @@ var builtinFiles embed.FS
 // its version. A file never changes without a new version, since hosts compare
 // its digest.
 var builtins = map[string]struct{ file, version string }{
-	"AWS-RunShellScript":   {"builtin/AWS-RunShellScript.json", "1"},
-	"Fleet-RunShellScript": {"builtin/AWS-RunShellScript.json", "1"}, // the same under our name
+	"AWS-RunShellScript":      {"builtin/AWS-RunShellScript.json", "1"},
+	"AWS-RunPowerShellScript": {"builtin/AWS-RunPowerShellScript.json", "1"},
+	"Fleet-RunShellScript":    {"builtin/Fleet-RunShellScript.json", "1"},
 }
+
+// BuiltinNames are the names of the documents that need no creating.
+func BuiltinNames() []string { return slices.Sorted(maps.Keys(builtins)) }
 
 // Builtin gives the content and version of a document that needs no creating.
 func Builtin(name string) (content []byte, version string, ok bool) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -321,10 +322,14 @@ func TestBuiltin(t *testing.T) {
 			t.Errorf("%s: %v", name, findings)
 		}
 	}
-	aws, v1, _ := Builtin("AWS-RunShellScript")
-	ours, v2, _ := Builtin("Fleet-RunShellScript")
-	if string(aws) != string(ours) || v1 != v2 {
-		t.Error("the two names differ")
+	// SSM's document is SSM's: what is ours beyond it stands in a document of ours.
+	aws, _, _ := Builtin("AWS-RunShellScript")
+	ours, _, _ := Builtin("Fleet-RunShellScript")
+	if got := parse(t, string(aws)).parameterNames(); got != "commands, executionTimeout, workingDirectory" {
+		t.Errorf("AWS-RunShellScript has the parameters %s", got)
+	}
+	if got := parse(t, string(ours)).parameterNames(); got != "commands, environment, executionTimeout, shell, workingDirectory" {
+		t.Errorf("Fleet-RunShellScript has the parameters %s", got)
 	}
 	if _, _, ok := Builtin("aws-runshellscript"); ok {
 		t.Error("another case was found")
@@ -355,6 +360,27 @@ func TestBuiltin(t *testing.T) {
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v: the content of a version changed: got %v, want %v", err, got, want)
+	}
+}
+
+func TestEnvironmentOfTheBuiltinDocument(t *testing.T) {
+	content, _, _ := Builtin("Fleet-RunShellScript")
+	d := parse(t, string(content))
+	nasty := []string{"A=\"; rm -rf / #", "B=a\nb\n", "_c9={{ commands }}", "D="}
+	steps, _, err := Resolve(d, map[string][]string{"commands": {"true"}, "environment": nasty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := Strings(steps[0].Inputs["environment"]); !ok || !slices.Equal(got, nasty) {
+		t.Errorf("environment %q, want %q", got, nasty)
+	}
+	for _, bad := range []string{"", "A", "=x", "1A=x", "A B=x", "A-B=x", "A=\x00", "A=\xff"} {
+		if _, _, err := Resolve(d, map[string][]string{"commands": {"true"}, "environment": {bad}}); fleet.KindOf(err) != fleet.Invalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if _, _, err := Resolve(d, map[string][]string{"commands": {"true"}, "shell": {"zsh"}}); fleet.KindOf(err) != fleet.Invalid {
+		t.Errorf("a shell that is none: %v", err)
 	}
 }
 

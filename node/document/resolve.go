@@ -29,6 +29,7 @@ var scriptInputs = map[string]struct {
 }{
 	"aws:runShellScript":      {"runCommand", func(v string) string { return "${" + v + "}" }},
 	"aws:runPowerShellScript": {"runCommand", func(v string) string { return "${env:" + v + "}" }},
+	"fleet:runScript":         {"runCommand", func(v string) string { return "${" + v + "}" }},
 	"aws:psModule":            {"runCommand", func(v string) string { return "${env:" + v + "}" }},
 }
 

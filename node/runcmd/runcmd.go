@@ -104,7 +104,7 @@ type Config struct {
 
 // StandardPlugins are the plugins of this release on this platform.
 func StandardPlugins() Plugins {
-	p := Plugins{ActionShell: Shell{}}
+	p := Plugins{ActionShell: Shell{}, ActionPowerShell: PowerShell{}, ActionScript: Script{}}
 	if runtime.GOOS == "windows" {
 		p[ActionShell] = nil
 	}

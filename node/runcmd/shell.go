@@ -2,16 +2,12 @@ package runcmd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
-	"fleet/node/document"
 	"fleet/node/fleet"
 	"fleet/node/process"
 )
@@ -30,70 +26,13 @@ var scriptLimits = process.Limits{NoCore: true}
 // gives it to /bin/sh, or to the interpreter that its first line names (#!).
 type Shell struct{}
 
-// shellInputs are the inputs of a step.
-type shellInputs struct {
-	script  string
-	dir     string
-	timeout time.Duration
-}
-
-func parseShellInputs(s *document.Step) (shellInputs, error) {
-	var in shellInputs
-	for _, name := range slices.Sorted(maps.Keys(s.Inputs)) {
-		if name != "runCommand" && name != "workingDirectory" && name != "timeoutSeconds" {
-			return in, fmt.Errorf("%s has no input %.64q", s.Action, name)
-		}
-	}
-	lines, ok := document.Strings(s.Inputs["runCommand"])
-	if !ok {
-		return in, errors.New("runCommand must be a list of texts")
-	}
-	in.script = strings.Join(lines, "\n") + "\n"
-	if strings.TrimSpace(in.script) == "" {
-		return in, errors.New("runCommand is empty")
-	}
-	switch v := s.Inputs["workingDirectory"].(type) {
-	case nil:
-	case string:
-		in.dir = v
-	default:
-		return in, errors.New("workingDirectory must be text")
-	}
-	var err error
-	in.timeout, err = s.Timeout()
-	return in, err
-}
-
 // Run runs the step's script.
 func (Shell) Run(ctx context.Context, t *Task) Outcome {
-	in, err := parseShellInputs(t.Step)
+	in, err := parseScriptInputs(t.Step)
 	if err != nil {
 		return failed("%v", err)
 	}
-	dir, err := workingDirectory(in.dir, t)
-	if err != nil {
-		return failed("%v", err)
-	}
-	name := fmt.Sprintf("script-%d", t.Number)
-	if err := process.WriteScript(t.Dir, name, []byte(in.script), t.Account); err != nil {
-		return failed("%v", err)
-	}
-	path := filepath.Join(t.DirPath, name)
-	args := []string{"/bin/sh", path}
-	if strings.HasPrefix(in.script, "#!") {
-		args = []string{path}
-	}
-	exit, err := t.Start(ctx, process.Spec{
-		Args: args, Dir: dir, Env: t.Env, Stdout: t.Stdout, Stderr: t.Stderr,
-		Timeout: in.timeout, Grace: grace, Limits: scriptLimits,
-	})
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return StoppedOutcome(-1)
-	case err != nil:
-		return failed("%v", err)
-	}
-	return shellOutcome(exit, in.timeout, t.Limits)
+	return runScript(ctx, t, in)
 }
 
 // shellOutcome puts the end of a script into words.
