@@ -7,8 +7,9 @@
 // "01" are two numbers, and the names of one pattern stand together. The
 // differences are deliberate:
 //
-//   - Only what can be a node's name is accepted: no spaces within a name,
-//     negative numbers, "@group" or wildcards.
+//   - Only what can be a node's name is accepted: no spaces within a name and
+//     no negative numbers. "@group" and wildcards need somebody who knows the
+//     fleet: Expand asks the caller, Parse refuses them.
 //   - "web1[8-12]" is refused. ClusterShell reads it as web[18-112], 95 hosts;
 //     who reads it aloud means five.
 //   - An expression is bounded before it is expanded, not after.
@@ -50,15 +51,36 @@ func (s *Set) Names() []string { return slices.Clone(s.names) }
 func (s *Set) Len() int { return len(s.names) }
 
 // IsExpression reports whether s is more than the name of one node, so that
-// Parse must expand it. It does not say that s is well formed.
-func IsExpression(s string) bool { return strings.ContainsAny(s, "[]"+operators) }
+// Parse or Expand must expand it. It does not say that s is well formed.
+func IsExpression(s string) bool { return strings.ContainsAny(s, "[]@*?"+operators) }
+
+// Fleet is what Expand asks about the fleet. Its functions may be nil: what
+// needs them is refused.
+type Fleet struct {
+	// Group is the nodes of "@name"; the name has no "@". "@*" asks for "*".
+	// An error ends Expand and is its error.
+	Group func(name string) ([]string, error)
+
+	// Match is the nodes whose names match a pattern with * and ?.
+	Match func(pattern string) []string
+
+	// Name is the one word for a node that several words may name, such as its
+	// name and its ID. Names are compared after it, so that "@web!web3" takes
+	// web3 away however the group names it. Not asked about Match's nodes.
+	Name func(name string) string
+}
+
+// Expand is Parse with groups and wildcards.
+func Expand(expr string, max int, f Fleet) (*Set, error) { return parse(expr, max, f) }
 
 // Parse expands an expression. Neither an operand nor a result on the way may
 // have more than max names. Errors are of kind fleet.Invalid,
 // name the position, counted in bytes from 1, and hint at what to write. An
 // expression of nothing but spaces is the empty set.
-func Parse(expr string, max int) (*Set, error) {
-	p := &parser{expr: expr, max: max}
+func Parse(expr string, max int) (*Set, error) { return parse(expr, max, Fleet{}) }
+
+func parse(expr string, max int, f Fleet) (*Set, error) {
+	p := &parser{expr: expr, max: max, fleet: f}
 	if max > 0 {
 		p.budget = int(min(int64(max), math.MaxInt32)) * repeats
 	}
@@ -130,6 +152,7 @@ type parser struct {
 	pos    int
 	max    int
 	budget int // names that operands may yet expand to
+	fleet  Fleet
 }
 
 func (p *parser) fail(pos int, format string, args ...any) *fleet.Error {
@@ -164,6 +187,102 @@ func (p *parser) operand(op byte) ([]string, error) {
 		p.pos++
 	}
 	start := p.pos
+	if p.pos < len(p.expr) && p.expr[p.pos] == '@' && p.fleet.Group != nil {
+		p.pos++
+		return p.group(start)
+	}
+	if end := p.operandEnd(); p.fleet.Match != nil && strings.ContainsAny(p.expr[start:end], "*?") {
+		return p.match(start, end)
+	}
+	names, err := p.names(op, start)
+	return p.canonical(names), err
+}
+
+// operandEnd is where the operand at pos ends: at the next operator that is
+// not in brackets.
+func (p *parser) operandEnd() int {
+	inside := false
+	for i := p.pos; i < len(p.expr); i++ {
+		switch c := p.expr[i]; {
+		case c == '[':
+			inside = true
+		case c == ']':
+			inside = false
+		case !inside && strings.IndexByte(operators, c) >= 0:
+			return i
+		}
+	}
+	return len(p.expr)
+}
+
+// group reads what follows an @ and asks for its nodes: "@db", "@rack[1-3]".
+func (p *parser) group(start int) ([]string, error) {
+	var groups []string
+	if end := p.operandEnd(); strings.Trim(p.expr[p.pos:end], space) == "*" {
+		groups, p.pos = []string{"*"}, end
+	} else if strings.Trim(p.expr[p.pos:end], space) == "" {
+		return nil, p.fail(start, "the name of a target is missing after @").WithHint("see which there are: fleet target ls")
+	} else {
+		var err error
+		if groups, err = p.names(first, p.pos); err != nil {
+			return nil, err
+		}
+	}
+	var all []string
+	for _, g := range groups {
+		names, err := p.fleet.Group(g)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	return p.given(start, p.canonical(all))
+}
+
+// match asks for the nodes of a pattern.
+func (p *parser) match(start, end int) ([]string, error) {
+	pattern := strings.TrimRight(p.expr[start:end], space)
+	if i := strings.IndexAny(pattern, "[]@"); i >= 0 {
+		return nil, p.fail(start+i, "%q beside a wildcard", string(pattern[i])).WithHint("write web* or web[1-3], one of the two")
+	}
+	if err := p.checkText(strings.NewReplacer("*", "x", "?", "x").Replace(pattern), start); err != nil {
+		return nil, err
+	}
+	p.pos = end
+	return p.given(start, p.fleet.Match(pattern))
+}
+
+// given counts the names that the caller gave, and gives each once.
+func (p *parser) given(start int, names []string) ([]string, error) {
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) > p.max {
+		return nil, p.tooMany(start)
+	}
+	if p.budget -= len(names); p.budget < 0 {
+		return nil, p.overBudget(start)
+	}
+	return names, nil
+}
+
+func (p *parser) canonical(names []string) []string {
+	if p.fleet.Name == nil {
+		return names
+	}
+	out := make([]string, 0, len(names))
+	for _, n := range names {
+		out = append(out, p.fleet.Name(n))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (p *parser) overBudget(pos int) *fleet.Error {
+	return p.fail(pos, "all operands together have more than %d names", p.max*repeats).WithHint("name each node once")
+}
+
+// names reads an operand that is written out. op is what stands before it.
+func (p *parser) names(op byte, start int) ([]string, error) {
 	var parts []part
 	for p.pos < len(p.expr) && strings.IndexByte(operators, p.expr[p.pos]) < 0 {
 		from := p.pos
@@ -264,8 +383,7 @@ func (p *parser) expand(parts []part) ([]string, error) {
 		return nil, p.tooMany(parts[0].pos)
 	}
 	if p.budget -= count; p.budget < 0 {
-		return nil, p.fail(parts[0].pos, "all operands together have more than %d names", p.max*repeats).
-			WithHint("name each node once")
+		return nil, p.overBudget(parts[0].pos)
 	}
 	names := []string{""}
 	for _, part := range parts {
