@@ -158,6 +158,7 @@ const (
 	MaxInstanceIDs         = 50
 	MaxTargets             = 5
 	MaxTargetValues        = 50
+	MaxTargetNodes         = 5000 // values of the target InstanceIds; ours, so that a node set need not be a label
 	MaxParameters          = 200
 	maxComment             = 100
 )
@@ -265,8 +266,12 @@ func (r *SendCommandV1) checkTargets() error {
 // checkTarget accepts one selector. A selector without values would select
 // nothing in silence, so it is refused.
 func checkTarget(t fleet.Target) error {
-	if len(t.Values) == 0 || len(t.Values) > MaxTargetValues {
-		return invalidf("InvalidTarget", "the target %.170q must have 1 to %d values", t.Key, MaxTargetValues)
+	most := MaxTargetValues
+	if t.Key == "InstanceIds" {
+		most = MaxTargetNodes
+	}
+	if len(t.Values) == 0 || len(t.Values) > most {
+		return invalidf("InvalidTarget", "the target %.170q must have 1 to %d values", t.Key, most)
 	}
 	label, isTag := strings.CutPrefix(t.Key, "tag:")
 	for _, v := range t.Values {

@@ -127,6 +127,8 @@ func TestRequests(t *testing.T) {
 		{"command on a bad label", "SendCommand", command("Targets", `[{"Key":"tag:","Values":["a"]}]`), "InvalidTarget"},
 		{"command on a fact", "SendCommand", command("Targets", `[{"Key":"PlatformName","Values":["Debian"]}]`), "InvalidTarget"},
 		{"command on 6 targets", "SendCommand", command("Targets", many(6, `{"Key":"tag:k%d","Values":["v"]}`)), validation},
+		{"command on 5000 named nodes", "SendCommand", command("Targets", `[{"Key":"InstanceIds","Values":`+many(5000, `"mi-%017d"`)+`}]`), ""},
+		{"command on 5001 named nodes", "SendCommand", command("Targets", `[{"Key":"InstanceIds","Values":`+many(5001, `"mi-%017d"`)+`}]`), "InvalidTarget"},
 		{"command on 51 values", "SendCommand", command("Targets", `[{"Key":"tag:k","Values":`+many(51, `"v%d"`)+`}]`), "InvalidTarget"},
 		{"command on all and one", "SendCommand", command("Targets", `[{"Key":"InstanceIds","Values":["*","web"]}]`), "InvalidTarget"},
 		{"command with version", "SendCommand", command("DocumentVersion", `"$LATEST"`), ""},

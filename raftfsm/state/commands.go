@@ -173,22 +173,25 @@ func (v View) Resolve(ids []string, selectors []fleet.Target) ([]fleet.NodeID, e
 	if len(selectors) == 0 {
 		return nil, nil
 	}
-	for _, s := range selectors {
+	chosen := make([]map[string]bool, len(selectors)) // of the selectors that name nodes
+	for i, s := range selectors {
 		if s.Key != "InstanceIds" || slices.Contains(s.Values, "*") {
 			continue
 		}
+		chosen[i] = make(map[string]bool, len(s.Values))
 		// A node that is named and unknown is a mistake, not an empty set.
 		for _, id := range s.Values {
 			if _, err := v.FindNode(fleet.NodeID(id)); err != nil {
 				return nil, err
 			}
+			chosen[i][id] = true
 		}
 	}
 	var out []fleet.NodeID
 	for _, n := range v.Nodes() {
 		selected := true
-		for _, s := range selectors {
-			selected = selected && matches(n, s)
+		for i, s := range selectors {
+			selected = selected && (chosen[i][string(n.ID)] || chosen[i] == nil && matches(n, s))
 		}
 		if selected {
 			out = append(out, n.ID)
@@ -212,11 +215,11 @@ func (v View) named(ids []string) ([]fleet.NodeID, error) {
 	return out, nil
 }
 
-// matches reports whether one selector selects a node.
+// matches reports whether one selector that names no nodes selects a node.
 func matches(n *fleet.Node, s fleet.Target) bool {
 	switch key, isTag := strings.CutPrefix(s.Key, "tag:"); {
 	case s.Key == "InstanceIds":
-		return slices.Contains(s.Values, "*") || slices.Contains(s.Values, string(n.ID))
+		return true // "*": Resolve looks up those that are named
 	case s.Key == "tag-key":
 		return slices.ContainsFunc(s.Values, func(k string) bool { _, ok := n.Labels[k]; return ok })
 	case isTag:
