@@ -269,3 +269,33 @@ func TestCountsGrow(t *testing.T) {
 		t.Errorf("counts %v", c.Counts)
 	}
 }
+
+// A snapshot cannot widen a command whose selector names nodes.
+func TestSelectorsThatNameNodesAreChecked(t *testing.T) {
+	ids := func(n ...int) (all []fleet.NodeID) {
+		for _, i := range n {
+			all = append(all, nodeID(i))
+		}
+		return all
+	}
+	named := fleet.Target{Key: "InstanceIds", Values: []string{string(nodeID(1)), string(nodeID(2))}}
+	label := fleet.Target{Key: "tag:role", Values: []string{"web"}}
+	for name, c := range map[string]struct {
+		targets   []fleet.NodeID
+		selectors []fleet.Target
+		ok        bool
+	}{
+		"those named":              {ids(1, 2), []fleet.Target{named}, true},
+		"one of those named":       {ids(1), []fleet.Target{named}, false},
+		"one who is not named":     {ids(1, 3), []fleet.Target{named}, false},
+		"narrowed by a label":      {ids(1), []fleet.Target{named, label}, true},
+		"widened behind a label":   {ids(1, 3), []fleet.Target{label, named}, false},
+		"only a label":             {ids(1, 3), []fleet.Target{label}, true},
+		"all":                      {ids(1, 2, 3), []fleet.Target{{Key: "InstanceIds", Values: []string{"*"}}}, true},
+		"all and, useless, a name": {ids(1, 3), []fleet.Target{{Key: "InstanceIds", Values: []string{string(nodeID(1)), "*"}}}, true},
+	} {
+		if err := checkSelected(c.targets, c.selectors); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

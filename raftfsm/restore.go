@@ -454,6 +454,9 @@ func (r *restorer) loadCommand(row *fleet.Command) error {
 	if err := checkTargets(row.Targets, req.InstanceIds); err != nil {
 		return fmt.Errorf("command %s: %w", row.ID, err)
 	}
+	if err := checkSelected(row.Targets, req.Targets); err != nil {
+		return fmt.Errorf("command %s: %w", row.ID, err)
+	}
 	m := row.Mint
 	if m.N == 0 || m.NotBefore < row.Created || m.NotBefore > row.Expires+int64(entry.Skew) {
 		return fmt.Errorf("command %s has no valid mint", row.ID)
@@ -481,6 +484,30 @@ func checkTargets(targets []fleet.NodeID, named []string) error {
 	}
 	if len(named) > 0 && len(named) != len(targets) {
 		return errors.New("its targets are not those that were named")
+	}
+	return nil
+}
+
+// checkSelected accepts targets that selectors can have selected: those that
+// were named by a selector, if one named any; all of them, if nothing else
+// selected.
+func checkSelected(targets []fleet.NodeID, selectors []fleet.Target) error {
+	for _, s := range selectors {
+		if s.Key != "InstanceIds" || slices.Contains(s.Values, "*") {
+			continue
+		}
+		named := make(map[string]bool, len(s.Values))
+		for _, id := range s.Values {
+			named[id] = true
+		}
+		for _, id := range targets {
+			if !named[string(id)] {
+				return fmt.Errorf("nobody named its target %s", id)
+			}
+		}
+		if len(selectors) == 1 && len(named) != len(targets) {
+			return errors.New("its targets are not those that were named")
+		}
 	}
 	return nil
 }

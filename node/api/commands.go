@@ -139,6 +139,8 @@ func commandFilter(filters []ssm.CommandFilter, stages bool) (func(cmd *fleet.Co
 			all = append(all, func(_ *fleet.Command, status string) bool { return status == value })
 		case f.Key == "DocumentName":
 			all = append(all, func(cmd *fleet.Command, _ string) bool { return cmd.DocumentName == value })
+		case f.Key == "Operator": // ours
+			all = append(all, func(cmd *fleet.Command, _ string) bool { return string(cmd.Operator) == value })
 		case f.Key == "ExecutionStage" && stages:
 			if value != stageExecuting && value != stageComplete {
 				return nil, fleet.CodeErrorf(fleet.Invalid, ssm.InvalidFilterValue, "ExecutionStage is %s or %s, not %.40q",

@@ -343,6 +343,8 @@ func TestListCommands(t *testing.T) {
 		{"open", filter("ExecutionStage", "Executing"), []int{122}},
 		{"late", filter("InvokedAfter", "2026-07-07T12:02:00Z"), []int{122, 121}},
 		{"early and one more", filter("InvokedBefore", "2026-07-07T12:00:03Z", "DocumentName", "AWS-RunShellScript"), []int{2, 1}},
+		{"of an operator", filter("Operator", string(f.cred.Operator), "Status", "Failed"), []int{121}},
+		{"of nobody", filter("Operator", "nobody"), nil},
 		{"of a node", ssm.ListCommandsRequest{InstanceId: string(nodeID(3))}, []int{121}},
 		{"by ID", ssm.ListCommandsRequest{CommandId: uuid(5)}, []int{5}},
 	} {

@@ -138,30 +138,101 @@ func (e *env) writeFolded(w io.Writer, a *answers, raw bool) {
 		if i.OutputError == "" && i.Stdout.Total == 0 && i.Stderr.Total == 0 && i.Status != "Success" {
 			continue // nothing to show: the list of who did not succeed says why
 		}
-		head := fmt.Sprintf("%s (%d)", foldNames(f.hosts), len(f.hosts))
-		fmt.Fprint(w, e.paint(e.outTTY, bold, escapeCell(head)))
-		if i.Status != "Success" {
-			fmt.Fprintf(w, "  %s", e.paint(e.outTTY, red, outcome(i)))
-		}
-		fmt.Fprintln(w)
+		e.writeFold(w, a, f, raw)
+	}
+}
+
+// writeHead writes the line above a group's answer.
+func (e *env) writeHead(w io.Writer, f fold, more string) {
+	head := fmt.Sprintf("%s (%d)", foldNames(f.hosts), len(f.hosts))
+	fmt.Fprint(w, e.paint(e.outTTY, bold, escapeCell(head)))
+	if f.example.Status != "Success" {
+		fmt.Fprintf(w, "  %s", e.paint(e.outTTY, red, escapeCell(outcome(f.example))))
+	}
+	fmt.Fprintln(w, escapeCell(more))
+}
+
+func (e *env) writeFold(w io.Writer, a *answers, f fold, raw bool) {
+	i := f.example
+	e.writeHead(w, f, "")
+	if i.OutputError != "" {
+		fmt.Fprintf(w, "  (%s)\n", escapeCell(i.OutputError))
+	}
+	more := fmt.Sprintf("fleet command output %s %s", a.command, escapeCell(a.argument(i)))
+	writeStream(w, "  ", i.Stdout, raw, more)
+	if i.Stderr.Total > 0 {
+		fmt.Fprintln(w, "  stderr:")
+		writeStream(w, "    ", i.Stderr, raw, more+" --stderr")
+	}
+}
+
+// writeDiff writes the answer of the largest group, and how those of the others
+// differ from it.
+func (e *env) writeDiff(w io.Writer, a *answers, raw bool) {
+	folds := a.folds()
+	if len(folds) == 0 {
+		return
+	}
+	e.writeFold(w, a, folds[0], raw)
+	most := folds[0].example
+	for _, f := range folds[1:] {
+		i := f.example
 		if i.OutputError != "" {
-			fmt.Fprintf(w, "  (%s)\n", escapeCell(i.OutputError))
+			e.writeFold(w, a, f, raw)
+			continue
 		}
-		more := fmt.Sprintf("fleet command output %s %s", a.command, escapeCell(a.argument(i)))
-		writeStream(w, "  ", i.Stdout, raw, more)
-		if i.Stderr.Total > 0 {
-			fmt.Fprintln(w, "  stderr:")
-			writeStream(w, "    ", i.Stderr, raw, more+" --stderr")
+		e.writeHead(w, f, "  differs from "+foldNames(folds[0].hosts))
+		same := true
+		for _, s := range []struct {
+			name     string
+			old, new fleet.OutputText
+		}{{"stdout", most.Stdout, i.Stdout}, {"stderr", most.Stderr, i.Stderr}} {
+			lines := unifiedDiff(streamText(s.old), streamText(s.new))
+			if len(lines) > 0 {
+				same = false
+				if s.name == "stderr" {
+					fmt.Fprintln(w, "  stderr:")
+				}
+				e.writeDiffLines(w, lines, raw)
+			}
+			if s.old.Truncated || s.new.Truncated {
+				fmt.Fprintf(w, "  ... only the first %s of %s were compared\n", size(fleet.MaxEventOutput), s.name)
+			}
+		}
+		if same {
+			fmt.Fprintln(w, "  (the same output)")
 		}
 	}
 }
 
+func (e *env) writeDiffLines(w io.Writer, lines []string, raw bool) {
+	for _, l := range lines {
+		text := l
+		if !raw {
+			text = escape(l)
+		}
+		text = strings.ReplaceAll(text, "\n", "\n  ") // that a line has no end
+		switch l[0] {
+		case '-':
+			text = e.paint(e.outTTY, red, text)
+		case '+':
+			text = e.paint(e.outTTY, green, text)
+		}
+		fmt.Fprintf(w, "  %s\n", text)
+	}
+}
+
+// streamText is a stream as it was written, as far as it is here.
+func streamText(o fleet.OutputText) string {
+	if len(o.Bytes) > 0 {
+		return string(o.Bytes)
+	}
+	return o.Text
+}
+
 // writeStream writes one stream, indented, and says where the rest is.
 func writeStream(w io.Writer, indent string, o fleet.OutputText, raw bool, more string) {
-	text := o.Text
-	if len(o.Bytes) > 0 {
-		text = string(o.Bytes)
-	}
+	text := streamText(o)
 	if !raw {
 		text = escape(text)
 	}

@@ -21,9 +21,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -62,6 +60,10 @@ type env struct {
 	// then on may be another's fault than the command line's.
 	sent bool
 
+	// again gives a context that the next signal ends, for who was interrupted
+	// and goes on.
+	again func() (context.Context, context.CancelFunc)
+
 	// password reads a line from the terminal without showing it.
 	password func() ([]byte, error)
 }
@@ -69,15 +71,15 @@ type env struct {
 // Main runs one command line and answers the exit code. version is the
 // program's.
 func Main(args []string, version string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	// The first signal asks for an orderly end; the next one ends the process.
-	context.AfterFunc(ctx, stop)
+	ctx, stop := untilSignal(context.Background())
+	defer stop()
 	home, _ := os.UserHomeDir() // without one, paths below it are errors where they are needed
 	e := &env{
 		in: os.Stdin, out: os.Stdout, err: os.Stderr,
 		inTTY: isTerminal(os.Stdin), outTTY: isTerminal(os.Stdout), errTTY: isTerminal(os.Stderr),
 		getenv: os.Getenv, home: home, hostname: os.Hostname, now: time.Now, version: version,
+		again:    func() (context.Context, context.CancelFunc) { return untilSignal(context.Background()) },
 		password: func() ([]byte, error) { return term.ReadPassword(int(os.Stdin.Fd())) },
 	}
 	return e.main(ctx, args)

@@ -203,7 +203,7 @@ func TestMistakes(t *testing.T) {
 		{"two dashes", []string{"node", "ls", "--o", "json"}, `no flag "--o"`},
 		{"another command's flag", []string{"--detach", "node", "ls"}, `fleet node ls has no flag "--detach"`},
 		{"flag of the remote command", []string{"run", "--all", "-r", "uname"}, `what runs on the hosts comes after --`},
-		{"flag after the remote command", []string{"run", "uname", "--all"}, `put --all, --node NAME or --label KEY=VALUE before it`},
+		{"flag after the remote command", []string{"run", "uname", "--all"}, `put --all, --node SET or --label KEY=VALUE before it`},
 		{"flag without its value", []string{"node", "ls", "-o"}, `-o needs a value`},
 		{"not a number", []string{"command", "ls", "--limit", "many"}, `invalid value "many"`},
 		{"too few arguments", []string{"node", "show"}, `fleet node show needs NODE`},

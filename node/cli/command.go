@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"fleet/node/api/client"
 	"fleet/node/fleet"
+	"fleet/node/nodeset"
 	"fleet/node/ssm"
 )
 
@@ -22,10 +24,13 @@ func (e *env) commandCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			leaf(&cli.Command{
 				Name: "ls", Aliases: []string{"list"}, Usage: "list commands, newest first",
-				Description: `Examples:
+				Description: `--since takes how long ago (90s, 2h, 7d) or a time: 2026-07-07,
+2026-07-07T09:30 or 2026-07-07T09:30:00Z, without a zone in that of this machine.
+
+Examples:
   fleet command ls
-  fleet command ls --limit 200 --status Failed
-  fleet command ls --node web1
+  fleet command ls --limit 200 --status Failed --since 24h
+  fleet command ls --node web1 --operator ci
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), []cli.Flag{
@@ -33,10 +38,13 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 					&cli.StringFlag{Name: "status",
 						Usage: "only commands that are `STATUS`: " + strings.Join(commandStates, ", ")},
 					&cli.StringFlag{Name: "node", Usage: "only commands that `NODE`, a name or an ID, is a target of"},
+					&cli.StringFlag{Name: "operator", Usage: "only commands that the operator `NAME` sent"},
+					&cli.StringFlag{Name: "since", Usage: "only commands sent after `WHEN`, a duration or a time"},
+					&cli.StringFlag{Name: "document", Usage: "only commands that ran the document `NAME`"},
 				}, staleFlag(), clientFlags(), timeoutFlag()),
 			}, 0, 0, e.commandLs),
 			leaf(&cli.Command{
-				Name: "show", Aliases: []string{"get"}, ArgsUsage: "COMMAND", Usage: "show one command and the state of each host",
+				Name: "show", Aliases: []string{"get"}, ArgsUsage: "COMMAND", Usage: "show one command, the state of each host and what to do",
 				Description: `Example:
   fleet command show 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
 
@@ -44,52 +52,107 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
 			}, 1, 1, e.commandShow),
 			leaf(&cli.Command{
-				Name: "output", ArgsUsage: "COMMAND [NODE]", Usage: "show what the hosts wrote",
+				Name: "attach", ArgsUsage: "COMMAND", Usage: "wait for a command and show its answers, as run does",
+				Description: `It goes on where the command is now: what has come is shown, for the rest it
+waits. Ctrl-C ends the waiting, not the command.
+
+Example:
+  fleet command attach 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+
+Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
+2 some hosts did not succeed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(answerFlags(), outputFlag(), clientFlags(), waitFlag()),
+			}, 1, 1, e.commandAttach),
+			leaf(&cli.Command{
+				Name: "output", ArgsUsage: "COMMAND [NODE...]", Usage: "show what the hosts wrote",
 				Description: `Without a NODE it shows the answers of all hosts as "fleet run" does, and waits
-for those that are missing; --timeout bounds the waiting. With a NODE it writes
+for those that are missing; --timeout bounds the waiting. With one NODE it writes
 all that was kept of one stream of that host, byte for byte when the standard
 output is not a terminal and --raw is given, and says if that is not all that
-was written.
+was written. With several, or a node set, each line comes after the name of its
+host.
 
 Examples:
   fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
   fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b web1 --raw > web1.out
+  fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b 'web[01-20]' --stderr
 
 Exit codes: 0 done, 1 the request failed, 2 some hosts did not succeed,
 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), []cli.Flag{
 					&cli.BoolFlag{Name: "stderr", Usage: "the error stream instead of the output; needs a NODE"},
 					&cli.StringFlag{Name: "step", Usage: "`NAME` of the step, of a document with several; needs a NODE"},
-					&cli.BoolFlag{Name: "raw", Usage: "do not escape control characters; not on a terminal"},
-				}, clientFlags(), []cli.Flag{
-					&cli.StringFlag{Name: "timeout", Usage: "stop waiting and reading after `DURATION`, such as 30s (default: never)"},
-				}),
-			}, 1, 2, e.commandOutput),
+				}, answerFlags(), clientFlags(), waitFlag()),
+			}, 1, -1, e.commandOutput),
+			e.grepCommand(), e.exportCommand(), e.rerunCommand(),
 		},
 	}
 }
 
+// waitFlag bounds commands that wait for hosts.
+func waitFlag() []cli.Flag {
+	return []cli.Flag{&cli.StringFlag{Name: "timeout", Usage: "stop waiting and reading after `DURATION`, such as 30s (default: never)"}}
+}
+
 // commandStates are the words of --status.
 var commandStates = []string{"Pending", "InProgress", "Success", "Failed", "TimedOut", "Cancelled"}
+
+// commandFilters makes SSM's filters of the flags of command ls.
+func (e *env) commandFilters(c *cli.Context) ([]ssm.CommandFilter, error) {
+	var all []ssm.CommandFilter
+	add := func(key, value string) {
+		if value != "" {
+			all = append(all, ssm.CommandFilter{Key: key, Value: value})
+		}
+	}
+	s := c.String("status")
+	if s != "" && !slices.Contains(commandStates, s) {
+		return nil, usagef("--status %q is none of %s", s, strings.Join(commandStates, ", "))
+	}
+	if text := c.String("since"); text != "" {
+		since, err := parseSince(text, e.now())
+		if err != nil {
+			return nil, err
+		}
+		add("InvokedAfter", since.UTC().Format("2006-01-02T15:04:05Z"))
+	}
+	add("Status", s)
+	add("Operator", c.String("operator"))
+	add("DocumentName", c.String("document"))
+	return all, nil
+}
+
+// parseSince reads how long ago something was, or when.
+func parseSince(text string, now time.Time) (time.Time, error) {
+	if d, err := parseDuration(text, time.Second); err == nil && d > 0 {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{"2006-01-02", "2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02 15:04:05"} {
+		if t, err := time.ParseInLocation(layout, text, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	return time.Time{}, usagef("--since %q is neither a duration nor a time", text).withHint("for example 2h, 7d, 2026-07-07 or 2026-07-07T09:30")
+}
 
 func (e *env) commandLs(c *cli.Context) error {
 	limit := c.Int("limit")
 	if limit < 1 || limit > 10000 {
 		return usagef("--limit %d is not between 1 and 10000", limit)
 	}
-	s := c.String("status")
-	if s != "" && !slices.Contains(commandStates, s) {
-		return usagef("--status %q is none of %s", s, strings.Join(commandStates, ", "))
+	filters, err := e.commandFilters(c)
+	if err != nil {
+		return err
 	}
 	api, err := e.connect(c)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
-	var req ssm.ListCommandsRequest
-	if s != "" {
-		req.Filters = append(req.Filters, ssm.CommandFilter{Key: "Status", Value: s})
-	}
+	req := ssm.ListCommandsRequest{Filters: filters}
 	if name := c.String("node"); name != "" {
 		n, err := oneNode(c, api, name, true)
 		if err != nil {
@@ -97,30 +160,43 @@ func (e *env) commandLs(c *cli.Context) error {
 		}
 		req.InstanceId = string(n.InstanceId)
 	}
-	all := ssm.ListCommandsResult{Commands: []ssm.Command{}}
-	for len(all.Commands) < limit {
-		req.MaxResults = min(50, limit-len(all.Commands))
-		var page ssm.ListCommandsResult
-		if err := api.Call(c.Context, "ListCommands", req, &page); err != nil {
-			return err
-		}
-		all.Commands = append(all.Commands, page.Commands...)
-		if req.NextToken = page.NextToken; req.NextToken == "" {
-			break
-		}
+	all, err := newestCommands(c, api, req, limit)
+	if err != nil {
+		return err
 	}
 	var ids []string
 	for _, cmd := range all.Commands {
 		ids = append(ids, cmd.CommandId)
 	}
 	return e.print(c, result{value: all, names: ids, table: func(w io.Writer) {
-		t := newTable("COMMAND", "REQUESTED", "STATUS", "DONE", "ERRORS", "WHAT")
+		t := newTable("COMMAND", "REQUESTED", "BY", "STATUS", "DONE", "ERRORS", "WHAT")
 		for _, cmd := range all.Commands {
-			t.add(cmd.CommandId, date(fleet.Instant(cmd.RequestedDateTime)), statusText(cmd.Status, cmd.StatusDetails),
+			t.add(cmd.CommandId, date(fleet.Instant(cmd.RequestedDateTime)), cmd.Operator, statusText(cmd.Status, cmd.StatusDetails),
 				fmt.Sprintf("%d/%d", cmd.CompletedCount, cmd.TargetCount), strconv.Itoa(cmd.ErrorCount), cut(what(cmd), 60))
 		}
 		t.write(w)
 	}})
+}
+
+// commandsPage is how many commands are asked for at a time: each may name 5000
+// hosts and hold a script.
+const commandsPage = 20
+
+// newestCommands lists at most limit commands, newest first.
+func newestCommands(c *cli.Context, api *client.Client, req ssm.ListCommandsRequest, limit int) (*ssm.ListCommandsResult, error) {
+	all := &ssm.ListCommandsResult{Commands: []ssm.Command{}}
+	for len(all.Commands) < limit {
+		req.MaxResults = min(commandsPage, limit-len(all.Commands))
+		var page ssm.ListCommandsResult
+		if err := api.Call(c.Context, "ListCommands", req, &page); err != nil {
+			return nil, err
+		}
+		all.Commands = append(all.Commands, page.Commands...)
+		if req.NextToken = page.NextToken; req.NextToken == "" {
+			break
+		}
+	}
+	return all, nil
 }
 
 // statusText is the details, which say more, except where they say the same.
@@ -198,7 +274,7 @@ func describeCommand(c *cli.Context, api *client.Client, id string) (*commandDet
 func (e *env) commandText(w io.Writer, d *commandDetail) {
 	cmd := d.Command
 	properties(w, "command", cmd.CommandId, "document", cmd.DocumentName+" "+cmd.DocumentVersion, "what", what(cmd),
-		"requested", date(fleet.Instant(cmd.RequestedDateTime)), "status", statusText(cmd.Status, cmd.StatusDetails),
+		"requested", date(fleet.Instant(cmd.RequestedDateTime)), "by", cmd.Operator, "as user", cmd.RunAs, "status", statusText(cmd.Status, cmd.StatusDetails),
 		"targets", fmt.Sprintf("%d, %d done, %d with errors, %d not reached in time", cmd.TargetCount, cmd.CompletedCount,
 			cmd.ErrorCount, cmd.DeliveryTimedOutCount),
 		"expires", date(fleet.Instant(cmd.ExpiresAfter)))
@@ -211,22 +287,35 @@ func (e *env) commandText(w io.Writer, d *commandDetail) {
 		t.add(i.InstanceName, i.InstanceId, statusText(i.Status, i.StatusDetails), i.TraceOutput)
 	}
 	t.write(w)
-	if cmd.CompletedCount > 0 {
+	switch {
+	case cmd.CompletedCount < cmd.TargetCount:
+		fmt.Fprintf(e.err, "wait for the rest: fleet command attach %s\n", cmd.CommandId)
+	case cmd.CompletedCount > 0:
 		fmt.Fprintf(e.err, "output: fleet command output %s\n", cmd.CommandId)
 	}
+	e.writeFailures(e.err, d.answers())
 }
 
-func (e *env) commandOutput(c *cli.Context) error {
+// answers is the final states as run has them, without output.
+func (d *commandDetail) answers() *answers {
+	a := newAnswers(fleet.CommandID(d.Command.CommandId))
+	a.counts.TargetCount = d.Command.TargetCount
+	for _, i := range d.CommandInvocations {
+		if isFinal(i.Status) {
+			a.add(fleet.WatchEvent{Invocation: &fleet.InvocationEvent{InstanceId: fleet.NodeID(i.InstanceId), Name: i.InstanceName,
+				Status: i.Status, StatusDetails: i.StatusDetails, Reason: i.TraceOutput, Final: true}})
+		}
+	}
+	return a
+}
+
+func (e *env) commandAttach(c *cli.Context) error {
+	if err := checkAnswerFlags(c); err != nil {
+		return err
+	}
 	id, err := fleet.ParseCommandID(c.Args().First())
 	if err != nil {
 		return err
-	}
-	name := c.Args().Get(1)
-	switch {
-	case name == "" && (c.Bool("stderr") || c.String("step") != ""):
-		return usagef("--stderr and --step need a NODE")
-	case name != "" && c.String("output") != formTable:
-		return usagef("--output goes with the answers of all hosts: with a NODE the bytes of one stream are written as they are")
 	}
 	cancel, err := e.bound(c)
 	if err != nil {
@@ -238,13 +327,89 @@ func (e *env) commandOutput(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
-	if name == "" {
-		return e.follow(c, api, newAnswers(id), false)
+	return e.follow(c, api, newAnswers(id))
+}
+
+func (e *env) commandOutput(c *cli.Context) error {
+	if err := checkAnswerFlags(c); err != nil {
+		return err
 	}
-	n, err := oneNode(c, api, name, true)
+	id, err := fleet.ParseCommandID(c.Args().First())
 	if err != nil {
 		return err
 	}
+	names := c.Args().Tail()
+	switch {
+	case len(names) == 0 && (c.Bool("stderr") || c.String("step") != ""):
+		return usagef("--stderr and --step need a NODE")
+	case len(names) > 0 && c.String("output") != formTable:
+		return usagef("--output goes with the answers of all hosts: with a NODE the bytes of one stream are written as they are")
+	case len(names) > 0 && (c.Bool("diff") || c.Bool("no-fold")):
+		return usagef("--diff and --no-fold go with the answers of all hosts")
+	}
+	cancel, err := e.bound(c)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	switch {
+	case len(names) == 0:
+		return e.follow(c, api, newAnswers(id))
+	case len(names) > 1 || nodeset.IsExpression(names[0]):
+		return e.outputOfMany(c, api, id, names)
+	}
+	n, err := oneNode(c, api, names[0], true)
+	if err != nil {
+		return err
+	}
+	w := e.out
+	if !c.Bool("raw") || e.outTTY {
+		w = &escapeWriter{w: e.out}
+	}
+	return e.writeOutput(c, api, id, n, w)
+}
+
+// outputOfMany writes one stream of several hosts, each line after the host's
+// name. Those that have none, as they were not among the targets, are named at
+// the end.
+func (e *env) outputOfMany(c *cli.Context, api *client.Client, id fleet.CommandID, sets []string) error {
+	d, err := newDirectory(c, api)
+	if err != nil {
+		return err
+	}
+	nodes, err := d.expand("NODE", sets)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(nodes, func(a, b fleet.NodeView) int { return naturalCompare(a.Name, b.Name) })
+	failed := false
+	for i := range nodes {
+		mark := ": "
+		if c.Bool("stderr") {
+			mark = "! "
+		}
+		err := e.writeOutput(c, api, id, &nodes[i], newLineWriter(e.out, escapeCell(nodes[i].Name)+mark, !c.Bool("raw") || e.outTTY))
+		switch kind := fleet.KindOf(err); {
+		case kind == fleet.NotFound || kind == fleet.Unavailable && c.Context.Err() == nil:
+			fmt.Fprintf(e.err, "%s: %s\n", escapeCell(nodes[i].Name), escapeCell(err.Error()))
+			failed = true
+		case err != nil:
+			return err
+		}
+	}
+	if failed {
+		return exitError(ExitSome)
+	}
+	return nil
+}
+
+// writeOutput writes all that was kept of one stream of one host.
+func (e *env) writeOutput(c *cli.Context, api *client.Client, id fleet.CommandID, n *fleet.NodeView, w io.Writer) error {
 	req := fleet.GetCommandOutputRequest{CommandId: id, InstanceId: n.InstanceId, StepName: c.String("step")}
 	if c.Bool("stderr") {
 		req.Stream = fleet.StreamStderr
@@ -254,10 +419,6 @@ func (e *env) commandOutput(c *cli.Context) error {
 		return err
 	}
 	defer out.Close() //nolint:errcheck // nothing is written
-	w := e.out
-	if !c.Bool("raw") || e.outTTY {
-		w = &escapeWriter{w: e.out}
-	}
 	kept, err := io.Copy(w, counted{out})
 	var read readError
 	switch {
@@ -268,13 +429,13 @@ func (e *env) commandOutput(c *cli.Context) error {
 	case err != nil:
 		return err // of writing
 	}
-	if esc, ok := w.(*escapeWriter); ok {
-		if err := esc.flush(); err != nil {
+	if w, ok := w.(interface{ flush() error }); ok {
+		if err := w.flush(); err != nil {
 			return err
 		}
 	}
 	if uint64(kept) < out.Total {
-		fmt.Fprintf(e.err, "kept %s of %s\n", size(uint64(kept)), size(out.Total))
+		fmt.Fprintf(e.err, "%s: kept %s of %s\n", escapeCell(n.Name), size(uint64(kept)), size(out.Total))
 	}
 	return nil
 }

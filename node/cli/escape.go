@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -114,4 +115,61 @@ func (e *escapeWriter) flush() error {
 	_, err := io.WriteString(e.w, escape(string(e.rest)))
 	e.rest = nil
 	return err
+}
+
+// lineWriter writes each line of a stream after the name of its host, so that
+// no host can write a line that looks like another's.
+type lineWriter struct {
+	w      io.Writer
+	before string
+	inLine bool
+	esc    *escapeWriter // nil: as it is
+}
+
+func newLineWriter(w io.Writer, before string, escaped bool) *lineWriter {
+	l := &lineWriter{w: w, before: before}
+	if escaped {
+		l.esc = &escapeWriter{w: plainLines{l}}
+	}
+	return l
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	if l.esc != nil {
+		return l.esc.Write(b)
+	}
+	return plainLines{l}.Write(b)
+}
+
+// flush ends a line that has no end.
+func (l *lineWriter) flush() error {
+	if l.esc != nil {
+		if err := l.esc.flush(); err != nil {
+			return err
+		}
+	}
+	if !l.inLine {
+		return nil
+	}
+	l.inLine = false
+	_, err := io.WriteString(l.w, "\n")
+	return err
+}
+
+// plainLines is a lineWriter behind its escaping.
+type plainLines struct{ l *lineWriter }
+
+func (p plainLines) Write(b []byte) (int, error) {
+	var out []byte
+	for line := range bytes.Lines(b) {
+		if !p.l.inLine {
+			out = append(out, p.l.before...)
+		}
+		out = append(out, line...)
+		p.l.inLine = line[len(line)-1] != '\n'
+	}
+	if _, err := p.l.w.Write(out); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }

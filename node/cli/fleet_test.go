@@ -101,7 +101,7 @@ func TestVerbs(t *testing.T) {
 		{"run --all --no-fold -- echo a; echo b >&2", 0, `(?m)^node02: a\nnode02! b$`, ``},
 		{"run --node node01 --timeout 5s -- sleep 60", 2, ``, `(?s)1 ExecutionTimedOut of 1.*raise --timeout`},
 		{"run --all --dry-run -- rm -rf /", 0, `(?s)NAME +ID.*node03`, `3 hosts would run it`},
-		{"run --all --detach -- echo later", 0, `^[0-9a-f-]{36}\n$`, `^$`},
+		{"run --all --detach -- echo later", 0, `^[0-9a-f-]{36}\n$`, `^wait for its answers: fleet command attach [0-9a-f-]{36}\n$`},
 		{"command show LAST", 0, `(?s)what +echo later.*node01.*`, ``},
 		{"command output LAST", 0, `node\[01-03\] \(3\)\n  later`, `3 Success`},
 		{"command output LAST node02", 0, `^later\n$`, ``},
@@ -198,7 +198,7 @@ func TestInterruptedRun(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Fatal("it waits on")
 	}
-	if !regexp.MustCompile(`the command goes on: fleet command show [0-9a-f-]{36}\nits answers: fleet command output [0-9a-f-]{36}\n$`).MatchString(w.stderr.String()) {
+	if !regexp.MustCompile(`the command goes on; wait for it again: fleet command attach [0-9a-f-]{36}\n$`).MatchString(w.stderr.String()) {
 		t.Errorf("stderr: %q", w.stderr.String())
 	}
 	await(t, marker)
@@ -219,7 +219,7 @@ func TestPartialAnswers(t *testing.T) {
 	if !regexp.MustCompile(`^node0[12] \(1\)\n  early\n$`).MatchString(w.stdout.String()) {
 		t.Errorf("stdout: %q", w.stdout.String())
 	}
-	want := `^1 Success, 1 without an answer yet of 2, .*\nno answer yet: node0[12]\nthe command goes on: .*\nits answers: .*\nerror: not done within 3s\nhint: .*\n$`
+	want := `^1 Success, 1 without an answer yet of 2, .*\nno answer yet: node0[12]\nthe command goes on; wait for it again: .*\nerror: not done within 3s\nhint: .*\n$`
 	if !regexp.MustCompile(want).MatchString(w.stderr.String()) {
 		t.Errorf("stderr: %q", w.stderr.String())
 	}

@@ -153,14 +153,18 @@ func newDirectory(c *cli.Context, api *client.Client) (*directory, error) {
 		return nil, err
 	}
 	d := &directory{all: all, byWord: map[string][]*fleet.NodeView{}}
-	for i := range all {
-		n := &all[i]
+	d.index()
+	return d, nil
+}
+
+func (d *directory) index() {
+	for i := range d.all {
+		n := &d.all[i]
 		d.byWord[string(n.InstanceId)] = append(d.byWord[string(n.InstanceId)], n)
 		if n.Name != string(n.InstanceId) {
 			d.byWord[n.Name] = append(d.byWord[n.Name], n)
 		}
 	}
-	return d, nil
 }
 
 // expand is the nodes of node sets. A name that no host has, or several have,
@@ -247,7 +251,7 @@ func (d *directory) unknown(missing []string) error {
 	}
 	e := fleet.Errorf(fleet.NotFound, "there is no node %q", missing[0])
 	if s := suggest(known, missing[0]); s != "" {
-		return e.WithHint("did you mean %s? " + hint, s)
+		return e.WithHint("did you mean %s? "+hint, s)
 	}
 	return e.WithHint(hint)
 }

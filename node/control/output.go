@@ -21,6 +21,7 @@ func CommandView(c *fleet.Command) ssm.Command {
 		CommandId: string(c.ID), DocumentName: c.DocumentName, DocumentVersion: c.DocumentVersion, Comment: c.Comment,
 		RequestedDateTime: ssm.TimeOf(c.Created), ExpiresAfter: ssm.TimeOf(c.Expires), Status: status, StatusDetails: details,
 		MaxConcurrency: c.MaxConcurrency, MaxErrors: c.MaxErrors, TargetCount: len(c.Targets), TimeoutSeconds: int(c.DeliverySeconds),
+		Operator: string(c.Operator), RunAs: c.RunAs,
 	}
 	var params wire.StringMap
 	if err := wire.Unmarshal(c.Parameters, &params); err == nil && len(params) > 0 {

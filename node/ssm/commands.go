@@ -56,10 +56,15 @@ type Command struct {
 	ErrorCount            int                 `json:"ErrorCount"`
 	DeliveryTimedOutCount int                 `json:"DeliveryTimedOutCount"`
 	TimeoutSeconds        int                 `json:"TimeoutSeconds"`
+
+	// Ours: who sent it, and the user that its steps run as ("" is root).
+	Operator string `json:"Operator,omitempty"`
+	RunAs    string `json:"RunAs,omitempty"`
 }
 
 // CommandFilter keys: InvokedAfter, InvokedBefore (ISO 8601), Status,
-// DocumentName; ExecutionStage (Executing, Complete) for commands.
+// DocumentName; ExecutionStage (Executing, Complete) for commands. Ours:
+// Operator.
 type CommandFilter struct {
 	Key   string `json:"key"`
 	Value string `json:"value"`

@@ -33,6 +33,8 @@ func loadModel(t *testing.T) model {
 var ours = map[string]bool{
 	"CreateActivationRequest.PublicKey": true,
 	"SendCommandRequest.RunAs":          true,
+	"Command.Operator":                  true,
+	"Command.RunAs":                     true,
 }
 
 func TestShapesAreTheModels(t *testing.T) {
