@@ -118,9 +118,12 @@ func (e *env) advertise(ctx context.Context, cfg *config.Config, targets ...stri
 		WithHint("--advertise IP:PORT, for example --advertise 10.0.0.5:%s", port)
 }
 
-// anywhere is an address of documentation (RFC 5737): a route to it is the
-// default route. Nothing is sent to it.
-const anywhere = "192.0.2.1:9"
+// anywhere and anywhere6 are addresses of documentation (RFC 5737, RFC 3849): a
+// route to them is the default route. Nothing is sent to them.
+const (
+	anywhere  = "192.0.2.1:9"
+	anywhere6 = "[2001:db8::1]:9"
+)
 
 // logger is what an agent logs with.
 func (e *env) logger(cfg *config.Config) *slog.Logger {

@@ -54,7 +54,7 @@ func (e *env) init(c *cli.Context) error {
 		opts.Operator = operatorName(opts.NodeName)
 	}
 	opts.DataDir = cfg.DataDir
-	if opts.Advertise, err = e.advertise(c.Context, cfg, anywhere); err != nil {
+	if opts.Advertise, err = e.advertise(c.Context, cfg, anywhere, anywhere6); err != nil {
 		return err
 	}
 	if c.Bool("passphrase") || e.getenv(PassphraseFile) != "" {

@@ -50,7 +50,7 @@ func (e *env) join(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	address, err := e.advertise(c.Context, cfg, append(token.Addresses[:len(token.Addresses):len(token.Addresses)], anywhere)...)
+	address, err := e.advertise(c.Context, cfg, append(token.Addresses[:len(token.Addresses):len(token.Addresses)], anywhere, anywhere6)...)
 	if err != nil {
 		return err
 	}
