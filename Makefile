@@ -7,6 +7,7 @@ VERSION        ?= $(shell git describe --tags --always --dirty 2>/dev/null || ec
 TEST_TIMEOUT   ?= 9m
 RACE_TIMEOUT   ?= 25m
 FUZZTIME       ?= 60s
+LAB_RUN        ?= .
 BENCH          ?= .
 BENCHTIME      ?= 5s
 BENCH_PACKAGES ?= ./node
@@ -36,6 +37,7 @@ demo: build ## start five nodes on loopback and run a command on all (DEMO_ONCE=
 .PHONY: test
 test: ## vet and test everything; under 10 minutes on 2 cores
 	$(GO) vet ./...
+	$(GO) vet -tags lab ./scripts/lab/...
 	$(GO) test -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-race
@@ -50,6 +52,14 @@ test-faults: build ## real processes on loopback: kill -9 of the leader and of a
 test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10240 of each output
 	FLEET_ROUNDS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 60m -v -run '^TestTorture$$' ./node/process
 	FLEET_OUTPUT_MB=$(or $(OUTPUT_MB),10240) $(GO) test -count=1 -timeout 60m -v -run '^TestAnyOutput$$' ./node/runcmd
+
+.PHONY: test-lab
+test-lab: ## hosts in namespaces, cut, slowed, filled and killed; the first hour (root; LAB_RUN=TestFaults)
+	LAB=1 $(GO) test -vet=off -count=1 -tags lab -timeout 15m -run '$(LAB_RUN)' ./scripts/lab/...
+
+.PHONY: lab-clean
+lab-clean: ## remove what a lab left that could not remove itself
+	scripts/lab/clean.sh --dead
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 60s each)
