@@ -104,6 +104,7 @@ func (e *env) commands() []*cli.Command {
 		e.logoutCommand(),
 		e.whoamiCommand(),
 		e.contextCommand(),
+		e.completionCommand(),
 
 		e.nodeCommand(),
 		e.activationCommand(),
@@ -113,6 +114,10 @@ func (e *env) commands() []*cli.Command {
 }
 
 func (e *env) main(ctx context.Context, args []string) int {
+	if len(args) > 1 && args[1] == completeCommand {
+		e.complete(ctx, args[2:])
+		return ExitDone
+	}
 	out := &results{w: e.out}
 	one := *e
 	one.out = out

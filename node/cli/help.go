@@ -90,12 +90,7 @@ func flagRow(f cli.Flag) [2]string {
 	}
 	value := ""
 	if _, isBool := f.(*cli.BoolFlag); !isBool {
-		value = " VALUE"
-		if begin := strings.IndexByte(usage, '`'); begin >= 0 {
-			if n := strings.IndexByte(usage[begin+1:], '`'); n >= 0 {
-				value = " " + usage[begin+1:begin+1+n]
-			}
-		}
+		value = " " + firstOf(valueName(usage), "VALUE")
 	}
 	long := f.Names()[0]
 	text := "    --" + long + value
@@ -105,6 +100,16 @@ func flagRow(f cli.Flag) [2]string {
 		}
 	}
 	return [2]string{text, strings.ReplaceAll(usage, "`", "")}
+}
+
+// valueName is the word of a flag's usage that stands in back quotes.
+func valueName(usage string) string {
+	_, rest, _ := strings.Cut(usage, "`")
+	name, _, ok := strings.Cut(rest, "`")
+	if !ok {
+		return ""
+	}
+	return name
 }
 
 func writePairs(w io.Writer, rows [][2]string) {
