@@ -121,7 +121,7 @@ type shell struct {
 	load string
 }
 
-var shells = []shell{
+var realShells = []shell{
 	{"bash", []string{"bash", "--norc", "--noprofile", "-i"}, "source <(fleet completion bash); echo rea''dy\r"},
 	{"zsh", []string{"zsh", "-f", "-i"}, "autoload -U compinit; compinit -u -D; source <(fleet completion zsh); echo rea''dy\r"},
 	{"fish", []string{"fish", "--no-config", "-i"}, "fleet completion fish | source; echo rea''dy\r"},
@@ -172,7 +172,7 @@ func (x *terminal) complete(line string) string {
 // The real shells complete at a real terminal.
 func TestShellsComplete(t *testing.T) {
 	socket := testAgent(t)
-	for _, s := range shells {
+	for _, s := range realShells {
 		t.Run(s.name, func(t *testing.T) {
 			dir := shortDir(t)
 			if err := os.WriteFile(filepath.Join(dir, "check me.sh"), nil, 0o600); err != nil {
@@ -211,7 +211,7 @@ func TestShellsComplete(t *testing.T) {
 // The scripts evaluate nothing, even if the program that they ask were made to
 // answer with names that it ought to have held back.
 func TestShellsEvaluateNothing(t *testing.T) {
-	for _, s := range shells {
+	for _, s := range realShells {
 		t.Run(s.name, func(t *testing.T) {
 			dir := shortDir(t)
 			x := s.start(t, dir, dir+":"+os.Getenv("PATH"), "/none")
