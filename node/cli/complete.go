@@ -262,7 +262,7 @@ func (e *completer) valuesOf(kind, typed string) completion {
 	switch kind {
 	case "FILE", "PATH":
 		return completion{mode: modeFiles}
-	case "DIR":
+	case "DIR", "DIRECTORY":
 		return completion{mode: modeDirs}
 	case "FORM":
 		return choices(formTable, formJSON, formYAML, formName)
@@ -270,6 +270,8 @@ func (e *completer) valuesOf(kind, typed string) completion {
 		return choices("debug", "info", "warn", "error")
 	case "LOGFORM":
 		return choices("text", "json")
+	case "SHELL":
+		return choices(shells...)
 	case "STATUS":
 		return choices(fleet.PingOnline, fleet.PingConnectionLost, fleet.PingUnknown)
 	case "COMMANDSTATUS":
@@ -280,7 +282,7 @@ func (e *completer) valuesOf(kind, typed string) completion {
 			return completion{}
 		}
 		return choices(names...)
-	case "NODE", "HOST":
+	case "NODE", "HOST", "SET":
 		// Several are parted by commas: the last is completed.
 		head := typed[:strings.LastIndexByte(typed, ',')+1]
 		return completion{values: e.dynamic(dynamicNodes, head, typed[len(head):])}
@@ -294,6 +296,11 @@ func (e *completer) valuesOf(kind, typed string) completion {
 		return completion{values: e.dynamic(dynamicOperators, "", typed)}
 	}
 	return completion{}
+}
+
+// notCompleted are the words for values that nobody but who types them knows.
+var notCompleted = []string{
+	"VALUE", "NAME", "TEXT", "DURATION", "N", "ID", "USER", "PATTERN", "WHEN", "NAME=VALUE", "ADDRESS", "IP:PORT", "ADDRESS:PORT",
 }
 
 // labelValues are the keys of labels and, behind a key, its values.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -248,22 +249,33 @@ func FuzzComplete(f *testing.F) {
 	})
 }
 
-// Each word that help texts use for a value is one that completion knows, or
+// Each word that a help text uses for a value is one that completion knows, or
 // one that it cannot know.
 func TestCompletionKnowsTheWordsOfTheHelp(t *testing.T) {
-	leaves(newWorld(t).commands(), nil, func(path []*cli.Command) {
-		c := path[len(path)-1]
-		if !slices.ContainsFunc(c.Flags, func(f cli.Flag) bool { return f.Names()[0] == "output" }) {
+	w := newWorld(t)
+	w.vars["FLEET_SOCKET"] = testAgent(t)
+	saveCredential(t, w, "acme")
+	cannotBeHere := []string{"COMMAND", "ACTIVATION", "OPERATOR"} // the agent does not know them
+	check := func(path []*cli.Command, where, kind string, r completion) {
+		if kind == "" || r.mode != "" || len(r.values) > 0 || slices.Contains(notCompleted, kind) || slices.Contains(cannotBeHere, kind) {
 			return
 		}
+		t.Errorf("%s, %s: nothing completes %s: use a word that node/cli/complete.go: valuesOf knows, teach it this one, or add it to notCompleted",
+			(&line{path: path}).name(), where, kind)
+	}
+	leaves(w.commands(), nil, func(path []*cli.Command) {
+		c := path[len(path)-1]
+		e := &completer{w.env, t.Context(), map[string]string{}}
 		for _, f := range c.Flags {
-			if f.Names()[0] != "output" {
+			doc, ok := f.(cli.DocGenerationFlag)
+			if _, isBool := f.(*cli.BoolFlag); !ok || isBool {
 				continue
 			}
-			e := newWorld(t)
-			r := (&completer{e.env, t.Context(), map[string]string{}}).flagValues(path, f, "", "")
-			if len(r.values) != 4 {
-				t.Errorf("%s: --output offers %v; use outputFlag()", (&line{path: path}).name(), r.values)
+			check(path, "--"+f.Names()[0], valueName(doc.GetUsage()), e.flagValues(path, f, "", ""))
+		}
+		for i, word := range argumentWord.FindAllStringSubmatch(c.ArgsUsage, -1) {
+			if c.Name != "run" {
+				check(path, fmt.Sprintf("argument %d", i+1), strings.TrimSuffix(word[1], "-"), e.argumentValues(path, i, ""))
 			}
 		}
 	})
