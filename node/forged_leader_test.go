@@ -449,6 +449,22 @@ var forgeries = []struct {
 		e.Proof = identity.SignProof(c.thief, c.proof(t, "DeleteActivation", e.Request))
 		return e
 	}},
+	{"target saved by nobody", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := &entry.PutTarget{Authority: c.authority(t, "PutTarget", "", entry.PutTargetV1{Name: "web", NodeSet: "web1"})}
+		e.Proof = identity.SignProof(c.thief, c.proof(t, "PutTarget", e.Request))
+		return e
+	}},
+	{"target widened", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := &entry.PutTarget{Authority: c.authority(t, "PutTarget", "", entry.PutTargetV1{Name: "web", NodeSet: "web1"})}
+		e.Request = []byte(`{"Name":"web","NodeSet":"@*"}`)
+		return e
+	}},
+	{"target removed by nobody", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		c.accept(t, &entry.PutTarget{Authority: c.authority(t, "PutTarget", "", entry.PutTargetV1{Name: "web", NodeSet: "web1"})})
+		e := &entry.DeleteTarget{Authority: c.authority(t, "DeleteTarget", "", entry.DeleteTargetV1{Name: "web"})}
+		e.Proof = identity.SignProof(c.thief, c.proof(t, "DeleteTarget", e.Request))
+		return e
+	}},
 	{"enrolment without the code", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
 		a, _ := c.activation(t)
 		c.accept(t, a)

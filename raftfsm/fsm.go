@@ -44,6 +44,8 @@ type Answer struct {
 	//	AddTags, RemoveTags            *fleet.Node
 	//	SendCommand, Mint, Expire      *fleet.Command
 	//	Results                        []fleet.Invocation, the rows as they now stand
+	//	PutTarget                      *fleet.SavedTarget
+	//	DeleteTarget                   fleet.TargetName
 	Value any
 
 	Err   error  // why the entry was refused; the same on every replica
@@ -168,6 +170,8 @@ var handlers = map[entry.Kind]handler{
 	entry.KindResults:          on(results),
 	entry.KindExpire:           on(expire),
 	entry.KindAddress:          on(address),
+	entry.KindPutTarget:        signed(putTarget, answerTarget),
+	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
 }
 
 // on makes a handler of a typed function.

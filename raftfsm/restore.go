@@ -65,6 +65,7 @@ var tables = []struct {
 	{tableCommands, loader((*restorer).loadCommand)},
 	{tableShards, loader((*restorer).loadShard)},
 	{tableNonces, loader((*restorer).loadNonce)},
+	{tableTargets, loader((*restorer).loadTarget)},
 }
 
 // loader decodes a row for a typed function.
@@ -288,7 +289,7 @@ func (r *restorer) loadRequest(row *state.Request) error {
 		return errors.New("it was applied after the state's last entry")
 	}
 	switch row.Kind {
-	case entry.KindCreateActivation, entry.KindSendCommand:
+	case entry.KindCreateActivation, entry.KindSendCommand, entry.KindPutTarget:
 		p, _, err := Authorize(r.step.View, row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
 		if err != nil {
 			return err
@@ -536,6 +537,30 @@ func (r *restorer) loadNonce(row *state.Nonce) error {
 		return errTwice
 	}
 	r.step.PutNonce(row)
+	return nil
+}
+
+// loadTarget makes the row again from what was signed. That it was not removed
+// since cannot be verified; that it was replaced, by who knows the newer one.
+func (r *restorer) loadTarget(row *fleet.SavedTarget) error {
+	if r.step.SavedTarget(row.Name) != nil {
+		return errTwice
+	}
+	ev, op, err := r.signedBy(entry.KindPutTarget, string(row.Name))
+	if err != nil {
+		return err
+	}
+	req, err := entry.ParsePutTarget(ev.Request)
+	if err != nil {
+		return err
+	}
+	if err := same("target", string(row.Name), row, newTarget(req, op, ev.Stamp)); err != nil {
+		return err
+	}
+	if known := r.old.SavedTarget(row.Name); known != nil && row.Modified < known.Modified {
+		return fmt.Errorf("target %s would become what it was before", row.Name)
+	}
+	r.step.PutSavedTarget(row)
 	return nil
 }
 

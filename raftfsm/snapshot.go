@@ -48,6 +48,7 @@ const (
 	tableCommands    = "commands"
 	tableShards      = "shards"
 	tableNonces      = "nonces"
+	tableTargets     = "targets"
 	tableEnd         = "end"
 )
 
@@ -104,6 +105,7 @@ func rows(v state.View, emit func(table string, row any) error) error {
 		func() error { return emitAll(emit, tableCommands, v.Commands(0, "")) },
 		func() error { return emitAll(emit, tableShards, v.Shards()) },
 		func() error { return emitAll(emit, tableNonces, v.Nonces()) },
+		func() error { return emitAll(emit, tableTargets, v.SavedTargets()) },
 	} {
 		if err := content(); err != nil {
 			return err

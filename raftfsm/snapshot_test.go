@@ -46,6 +46,10 @@ func fullWorld(tb testing.TB) *world {
 	w.must(w.send(2, func(r *entry.SendCommandV1) {
 		r.Targets, r.InstanceIds = nil, []string{string(nodeID(1)), string(nodeID(2))}
 	}))
+	w.must(w.target("web", nil))
+	w.must(w.target("all", func(r *entry.PutTargetV1) { r.NodeSet, r.Targets, r.Description = "@*", nil, "every host" }))
+	w.must(w.target("gone", nil))
+	w.must(w.removeTarget("gone"))
 	w.now += 10 * second
 	w.must(w.results(w.command(1), fleet.Invocation{Index: 0, State: fleet.InProgress, Code: -1, Started: w.now}, fleet.Invocation{
 		Index: 2, State: fleet.Failed, Code: 3, Started: w.now, Ended: w.now, Detail: fleet.Sum(nil), DetailSize: 5,
@@ -402,19 +406,27 @@ func TestForgedSnapshots(t *testing.T) {
 			a.Limit = 1000
 			return true
 		}), "not what was signed"},
-		"an activation's key":  {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Key = mallory; return true }), "not what was signed"},
-		"used too often":       {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 4; return true }), "was used 4 times of 3"},
-		"no clock":             {edit(t, tableClock, func(*clockRow) bool { return false }), "after the state's last entry"},
-		"no index":             {edit(t, tableApplied, func(*appliedRow) bool { return false }), "which entries"},
-		"no genesis":           {edit(t, tableFleet, func(*bytesRow) bool { return false }), "before the genesis"},
-		"no trust":             {edit(t, tableTrust, func(*bytesRow) bool { return false }), "trust"},
-		"two clocks":           {add(tableClock, &clockRow{w.now}), "twice"},
-		"two geneses":          {add(tableFleet, &bytesRow{storedGenesis(t)}), "twice"},
-		"a node twice":         {add(tableNodes, w.fsm.Store().Node(nodeID(1))), "twice"},
-		"a command twice":      {add(tableCommands, newest), "twice"},
-		"a request twice":      {add(tableRequests, signed), "twice"},
-		"a row that is none":   {func(string, []byte) [][]byte { return [][]byte{{0xc1}} }, "extension types"},
-		"a row with new words": {add(tableClock, map[string]any{"s": w.now, "new": 1}), "unknown field"},
+		"an activation's key": {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Key = mallory; return true }), "not what was signed"},
+		"used too often":      {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 4; return true }), "was used 4 times of 3"},
+		"a target of more":    {edit(t, tableTargets, func(s *fleet.SavedTarget) bool { s.NodeSet = "@*"; return true }), "not what was signed"},
+		"a target's labels": {edit(t, tableTargets, func(s *fleet.SavedTarget) bool {
+			s.Selectors = nil
+			return true
+		}), "not what was signed"},
+		"another's target":            {edit(t, tableTargets, func(s *fleet.SavedTarget) bool { s.Operator = "mallory"; return true }), "not what was signed"},
+		"a target that nobody signed": {edit(t, tableTargets, func(s *fleet.SavedTarget) bool { s.Name = "db"; return true }), "nobody signed for"},
+		"a target twice":              {add(tableTargets, w.fsm.Store().SavedTarget("all")), "twice"},
+		"no clock":                    {edit(t, tableClock, func(*clockRow) bool { return false }), "after the state's last entry"},
+		"no index":                    {edit(t, tableApplied, func(*appliedRow) bool { return false }), "which entries"},
+		"no genesis":                  {edit(t, tableFleet, func(*bytesRow) bool { return false }), "before the genesis"},
+		"no trust":                    {edit(t, tableTrust, func(*bytesRow) bool { return false }), "trust"},
+		"two clocks":                  {add(tableClock, &clockRow{w.now}), "twice"},
+		"two geneses":                 {add(tableFleet, &bytesRow{storedGenesis(t)}), "twice"},
+		"a node twice":                {add(tableNodes, w.fsm.Store().Node(nodeID(1))), "twice"},
+		"a command twice":             {add(tableCommands, newest), "twice"},
+		"a request twice":             {add(tableRequests, signed), "twice"},
+		"a row that is none":          {func(string, []byte) [][]byte { return [][]byte{{0xc1}} }, "extension types"},
+		"a row with new words":        {add(tableClock, map[string]any{"s": w.now, "new": 1}), "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := restore(rewrite(t, b, c.change))
@@ -433,6 +445,13 @@ func TestSnapshotCannotTakeBack(t *testing.T) {
 	later.must(&entry.Trust{Stamp: later.now, Trust: trustJSON(t, rootKey, 3, 0, 1)})
 	if err := later.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "would replace version 3") {
 		t.Errorf("an older trust.json: %v", err)
+	}
+	older := fullWorld(t)
+	later.now += second
+	later.must(later.target("web", func(r *entry.PutTargetV1) { r.NodeSet = "web1" }))
+	older.must(&entry.Trust{Stamp: older.now, Trust: trustJSON(t, rootKey, 3, 0, 1)})
+	if err := later.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, older.fsm)))); !strings.Contains(fmt.Sprint(err), "target web would become what it was before") {
+		t.Errorf("an older target: %v", err)
 	}
 	// The one command, under another ID: this replica saw the first.
 	other := newWorld(t)

@@ -278,6 +278,21 @@ func (w *world) send(n int, edit func(*entry.SendCommandV1)) *entry.SendCommand 
 	}
 }
 
+// target is a request to save a target; edit changes it.
+func (w *world) target(name string, edit func(*entry.PutTargetV1)) *entry.PutTarget {
+	w.tb.Helper()
+	req := entry.PutTargetV1{Name: name, NodeSet: "web[1-3]", Targets: []fleet.Target{{Key: "tag:role", Values: []string{"web"}}}}
+	if edit != nil {
+		edit(&req)
+	}
+	return &entry.PutTarget{Authority: w.authority("PutTarget", "", req)}
+}
+
+func (w *world) removeTarget(name string) *entry.DeleteTarget {
+	w.tb.Helper()
+	return &entry.DeleteTarget{Authority: w.authority("DeleteTarget", "", entry.DeleteTargetV1{Name: name})}
+}
+
 // snapshotOf is the bytes of a snapshot.
 func snapshotOf(tb testing.TB, f *FSM) []byte {
 	tb.Helper()

@@ -26,6 +26,8 @@ var routes = []route{
 	{"AddTagsToResource", mutateTime, mutate},
 	{"RemoveTagsFromResource", mutateTime, mutate},
 	{"SendCommand", mutateTime, mutate},
+	{"PutTarget", mutateTime, mutate},
+	{"DeleteTarget", mutateTime, mutate},
 	{"AddVoters", membershipTime, mutate},
 
 	{"GetCallerIdentity", readTime, read(getCallerIdentity)},
@@ -33,6 +35,7 @@ var routes = []route{
 	{"DescribeNodes", readTime, read(describeNodes)},
 	{"ListTagsForResource", readTime, read(listTagsForResource)},
 	{"DescribeActivations", readTime, read(describeActivations)},
+	{"DescribeTargets", readTime, read(describeTargets)},
 	{"ListCommands", readTime, read(listCommands)},
 	{"ListCommandInvocations", readTime, read(listCommandInvocations)},
 	{"GetCommandInvocation", readTime, read(getCommandInvocation)},

@@ -50,6 +50,8 @@ var Operations = []Operation{
 	{"AddTagsToResource", Signed, "AddTagsToResource"},
 	{"RemoveTagsFromResource", Signed, "RemoveTagsFromResource"},
 	{"SendCommand", Signed, "SendCommand"},
+	{"PutTarget", Signed, "PutTarget"},
+	{"DeleteTarget", Signed, "DeleteTarget"},
 	{"AddVoters", Signed, "AddVoters"},
 
 	{"GetCallerIdentity", Read, "GetCallerIdentity"},
@@ -57,6 +59,7 @@ var Operations = []Operation{
 	{"DescribeNodes", Read, "DescribeNodes"},
 	{"ListTagsForResource", Read, "DescribeNodes"},
 	{"DescribeActivations", Read, "DescribeActivations"},
+	{"DescribeTargets", Read, "DescribeNodes"},
 	{"ListCommands", Read, "ListCommands"},
 	{"ListCommandInvocations", Read, "ListCommands"},
 	{"GetCommandInvocation", Read, "GetCommandOutput"},

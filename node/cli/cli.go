@@ -109,7 +109,7 @@ func (e *env) commands() []*cli.Command {
 		e.nodeCommand(),
 		e.activationCommand(),
 		e.quorumCommand(),
-		e.commandCommand(),
+		e.commandCommand(), e.targetCommand(),
 	}
 }
 

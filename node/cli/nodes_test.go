@@ -15,7 +15,24 @@ import (
 
 // someDirectory is a fleet of hosts named by words; one name twice.
 func someDirectory(names string) *directory {
-	d := &directory{byWord: map[string][]*fleet.NodeView{}}
+	targets := map[string]fleet.TargetView{
+		"front":  {NodeSet: "web[01-02]"},
+		"kind":   {Targets: []fleet.Target{{Key: "tag:kind", Values: []string{"db"}}}},
+		"both":   {NodeSet: "@*", Targets: []fleet.Target{{Key: "tag:kind", Values: []string{"web", "cron"}}, {Key: "tag-key", Values: []string{"kind"}}}},
+		"nested": {NodeSet: "@front,@kind!db2"},
+		"old":    {NodeSet: "web[01-02],web[07-09]"},
+		"a":      {NodeSet: "web01,@b"},
+		"b":      {NodeSet: "@a"},
+		"broken": {NodeSet: "web[1"},
+		"future": {Targets: []fleet.Target{{Key: "fact:os", Values: []string{"linux"}}}},
+	}
+	d := &directory{target: func(name string) (*fleet.TargetView, error) {
+		if t, ok := targets[name]; ok {
+			t.Name = fleet.TargetName(name)
+			return &t, nil
+		}
+		return nil, fleet.Errorf(fleet.NotFound, "there is no target %q", name)
+	}}
 	for i, name := range strings.Fields(names) {
 		labels := map[string]string{"kind": strings.TrimRight(name, "0123456789")}
 		d.all = append(d.all, fleet.NodeView{InstanceId: fleet.NodeID(fmt.Sprintf("mi-%017d", i)), Name: name, Labels: labels})
@@ -44,6 +61,17 @@ func TestNodeSets(t *testing.T) {
 		{"twin", "", "2 nodes are called twin"},
 		{"web01!twin", "", "2 nodes are called twin"},
 		{"@nothere", "", `there is no target "nothere"`},
+		{"@front", "web01 web02", ""},
+		{"@front!web01", "web02", ""},
+		{"@kind", "db1 db2", ""},
+		{"@both", "web01 web02 web03 cron", ""},
+		{"@nested", "web01 web02 db1", ""},
+		{"@front&web[01-03]!mi-00000000000000000", "web02", ""},
+		{"@front^web[02-03]", "web01 web03", ""},
+		{"@old", "web01 web02", ""},
+		{"@a", "", "the target a means itself: @a is made of @b is made of @a"},
+		{"@broken", "", "this [ is not closed"},
+		{"@future", "", "labels that this program does not understand"},
 		{"web[1", "", "this [ is not closed"},
 	} {
 		nodes, err := d.expand("--node", strings.Fields(c.sets))
@@ -57,6 +85,9 @@ func TestNodeSets(t *testing.T) {
 		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) || strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %v, %v; want %s%s", c.sets, got, err, c.want, c.err)
 		}
+	}
+	if len(d.notes) != 1 || d.notes[0] != "target old names hosts that are not in the fleet: web[07-09]" {
+		t.Errorf("notes %q", d.notes)
 	}
 	if err := d.unknown([]string{"wbe01"}); !strings.Contains(fleet.HintOf(err), "did you mean web01?") {
 		t.Errorf("hint %q", fleet.HintOf(err))
@@ -93,6 +124,10 @@ func TestSelectionInThePlaceOfACommand(t *testing.T) {
 		{"run --all a -- b", "", "a -- b", ""},
 		{"run web1 --", "web1", "", ""},
 		{"run --script x web[1-3] --", "web[1-3]", "", ""},
+		{"run --target web -g db -w a -- x", "a @web @db", "x", ""},
+		{"run -g web/x -- x", "", "", "target name"},
+		{"run @web!web1 -- x", "@web!web1", "x", ""},
+		{"run @web/ -- x", "", "", "cannot be in the name"},
 		{"run web[1- -- x", "", "", "this [ is not closed"},
 		{"run uname -r", "", "", "on which hosts?"},
 		{"run -x web1 -- x", "", "", "on which hosts?"},

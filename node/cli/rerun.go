@@ -67,6 +67,7 @@ func (e *env) rerun(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	e.notes(s.notes)
 	s.fill(req)
 	var names []string
 	for _, n := range s.nodes {

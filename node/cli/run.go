@@ -42,7 +42,7 @@ or from the standard input, if that is not a terminal.
 
 Which hosts: --all is every host. --node takes names, IDs and node sets as
 ClusterShell writes them: web[01-20], web[1-9/2], rack[1-2]n[01-04], web* and
-@* (all); "," adds, "!" takes away, "&" keeps what is in both, "^" what is in one.
+@* (all), @NAME for a saved target; "," adds, "!" takes away, "&" keeps what is in both, "^" what is in one.
 --label KEY=VALUE selects by label: KEY=A,B is either, repeated labels must all
 hold. --exclude takes hosts away from all of that. Quote a set for your shell.
 
@@ -122,6 +122,7 @@ func (e *env) run(c *cli.Context) error {
 	if err := s.resolve(c, api); err != nil {
 		return err
 	}
+	e.notes(s.notes)
 	s.fill(req)
 	return e.launch(c, api, req, s.nodes)
 }

@@ -18,7 +18,7 @@ import (
 const (
 	maxNamed           = entry.MaxTargetNodes
 	everyNode          = "*"
-	selectTargetsHint  = "--all, --node SET or --label KEY=VALUE"
+	selectTargetsHint  = "--all, --node SET, --target NAME or --label KEY=VALUE"
 	tooManyTargetsHint = "select more of them at once with --label"
 )
 
@@ -27,7 +27,8 @@ func selectFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "run on every host"},
 		&cli.StringSliceFlag{Name: "node", Aliases: []string{"w"},
-			Usage: "run on the hosts `SET`: names or IDs, web[01-20], web*, @*; several with commas or repeated"},
+			Usage: "run on the hosts `SET`: names or IDs, web[01-20], web*, @TARGET, @*; several with commas or repeated"},
+		&cli.StringSliceFlag{Name: "target", Aliases: []string{"g"}, Usage: "run on the hosts of the saved target `NAME`, as --node @NAME; may be repeated"},
 		&cli.StringSliceFlag{Name: "exclude", Aliases: []string{"x"}, Usage: "do not run on the hosts `SET`, whatever else selects them"},
 		&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
 			Usage: "run on hosts with the label `KEY=VALUE`; KEY=A,B is either; repeated, all must hold"},
@@ -43,6 +44,7 @@ type selection struct {
 
 	// After resolve.
 	nodes []fleet.NodeView // whom it means now
+	notes []string         // what a person should know about that
 	named bool             // they are sent by ID; if not, the labels select
 }
 
@@ -53,6 +55,12 @@ func readSelection(c *cli.Context) (s *selection, rest []string, err error) {
 	s = &selection{all: c.Bool("all"), sets: c.StringSlice("node"), exclude: c.StringSlice("exclude")}
 	if s.labels, err = labelFilters(c); err != nil {
 		return nil, nil, err
+	}
+	for _, name := range c.StringSlice("target") {
+		if _, err := fleet.ParseTargetName(name); err != nil {
+			return nil, nil, err
+		}
+		s.sets = append(s.sets, "@"+name)
 	}
 	none := !s.all && len(s.sets) == 0 && len(s.labels) == 0
 	if none && len(rest) > 1 && rest[1] == "--" {
@@ -77,10 +85,8 @@ func readSelection(c *cli.Context) (s *selection, rest []string, err error) {
 	}
 	// What no fleet could mean is said before one is asked.
 	for _, set := range slices.Concat(s.sets, s.exclude) {
-		if !strings.ContainsAny(set, "@*?") {
-			if _, err := nodeset.Parse(set, maxNamed); err != nil {
-				return nil, nil, err
-			}
+		if err := checkSet(set); err != nil {
+			return nil, nil, err
 		}
 	}
 	return s, rest, nil
@@ -89,15 +95,18 @@ func readSelection(c *cli.Context) (s *selection, rest []string, err error) {
 // selects reports whether an argument looks like a flag that selects hosts.
 func selects(arg string) bool {
 	name, _, _ := strings.Cut(arg, "=")
-	return slices.Contains([]string{"--all", "--node", "--label", "-l", "-w", "-a"}, name)
+	return slices.Contains([]string{"--all", "--node", "--target", "--label", "-l", "-w", "-g", "-a"}, name)
 }
 
 // resolve finds out whom the selection means now. Whom it means is decided
 // once more, by its labels, when the command is; names and sets become IDs
 // here, and what is signed holds the IDs.
 func (s *selection) resolve(c *cli.Context, api *client.Client) error {
-	if len(s.sets) == 0 && len(s.exclude) == 0 {
-		var err error
+	labelled, err := s.labelsOfTarget(c, api)
+	if err != nil {
+		return err
+	}
+	if labelled || len(s.sets) == 0 && len(s.exclude) == 0 {
 		s.nodes, err = describeNodes(c, api, fleet.DescribeNodesRequest{Labels: s.labels, Brief: true})
 		return err
 	}
@@ -115,6 +124,7 @@ func (s *selection) resolve(c *cli.Context, api *client.Client) error {
 	if err != nil {
 		return err
 	}
+	s.notes = d.notes
 	out := map[fleet.NodeID]bool{}
 	for _, n := range excluded {
 		out[n.InstanceId] = true
@@ -128,6 +138,39 @@ func (s *selection) resolve(c *cli.Context, api *client.Client) error {
 		return usagef("%d hosts are named, %d can be", len(s.nodes), maxNamed).withHint(tooManyTargetsHint)
 	}
 	return nil
+}
+
+// labelsOfTarget takes a saved target that is the whole selection, and is made
+// of labels only, as those labels: so it selects when the command is decided,
+// also a host that has just got them.
+func (s *selection) labelsOfTarget(c *cli.Context, api *client.Client) (bool, error) {
+	if len(s.sets) != 1 || len(s.exclude) > 0 {
+		return false, nil
+	}
+	name, ok := strings.CutPrefix(strings.TrimSpace(s.sets[0]), "@")
+	if _, err := fleet.ParseTargetName(name); !ok || err != nil {
+		return false, nil
+	}
+	found, err := describeTargets(c, api, name)
+	if err != nil {
+		return false, err
+	}
+	labels, ok := targetLabels(found.Targets[0])
+	if !ok || found.Targets[0].NodeSet != "" {
+		return false, nil
+	}
+	s.labels = append(s.labels, labels...)
+	return true, nil
+}
+
+// targetLabels are the labels of a saved target.
+func targetLabels(t fleet.TargetView) ([]fleet.LabelFilter, bool) {
+	var targets []ssm.Target
+	for _, s := range t.Targets {
+		targets = append(targets, ssm.Target(s))
+	}
+	labels, _, ok := selectors(targets)
+	return labels, ok
 }
 
 // hasLabels reports whether filters keep a node, as the quorum decides it.
@@ -145,6 +188,11 @@ func hasLabels(n fleet.NodeView, filters []fleet.LabelFilter) bool {
 type directory struct {
 	all    []fleet.NodeView
 	byWord map[string][]*fleet.NodeView // by ID and by name
+
+	// target finds a saved target.
+	target func(name string) (*fleet.TargetView, error)
+	known  map[string][]string // IDs of the nodes of targets that were looked up
+	notes  []string            // what a person should know about them
 }
 
 func newDirectory(c *cli.Context, api *client.Client) (*directory, error) {
@@ -152,12 +200,19 @@ func newDirectory(c *cli.Context, api *client.Client) (*directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &directory{all: all, byWord: map[string][]*fleet.NodeView{}}
+	d := &directory{all: all, target: func(name string) (*fleet.TargetView, error) {
+		found, err := describeTargets(c, api, name)
+		if err != nil {
+			return nil, err
+		}
+		return &found.Targets[0], nil
+	}}
 	d.index()
 	return d, nil
 }
 
 func (d *directory) index() {
+	d.byWord, d.known = map[string][]*fleet.NodeView{}, map[string][]string{}
 	for i := range d.all {
 		n := &d.all[i]
 		d.byWord[string(n.InstanceId)] = append(d.byWord[string(n.InstanceId)], n)
@@ -172,15 +227,73 @@ func (d *directory) index() {
 // mistyped one that does.
 func (d *directory) expand(flag string, sets []string) ([]fleet.NodeView, error) {
 	var nodes []fleet.NodeView
-	var missing []string
-	var ambiguous error
 	seen := map[fleet.NodeID]bool{}
-	world := nodeset.Fleet{
+	for _, text := range sets {
+		ids, missing, err := d.ids(text, nil)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(missing) > 0:
+			return nil, d.unknown(missing)
+		case len(ids) == 0:
+			// It must not fall back to other selectors.
+			return nil, fleet.Errorf(fleet.NotFound, "%s %s names no host", flag, text).WithHint("see which there are: fleet node ls")
+		}
+		for _, id := range ids {
+			if n := d.byWord[id][0]; !seen[n.InstanceId] {
+				seen[n.InstanceId] = true
+				nodes = append(nodes, *n)
+			}
+		}
+	}
+	return nodes, nil
+}
+
+// members is the IDs of the nodes of a saved target. within are the targets in
+// whose node sets it was met. A host of the set that the fleet does not have is
+// noted only: a target outlives hosts.
+func (d *directory) members(name string, within []string) ([]string, error) {
+	if ids, ok := d.known[name]; ok {
+		return slices.Clone(ids), nil
+	}
+	path := append(slices.Clone(within), name)
+	if slices.Contains(within, name) {
+		return nil, fleet.Errorf(fleet.Invalid, "the target %s means itself: @%s", name, strings.Join(path, " is made of @")).
+			WithHint("replace one of them: fleet target put NAME SET")
+	}
+	t, err := d.target(name)
+	if err != nil {
+		return nil, err
+	}
+	labels, ok := targetLabels(*t)
+	if !ok && len(t.Targets) > 0 {
+		return nil, fleet.Errorf(fleet.Invalid, "the target %s has labels that this program does not understand", name).WithHint("a newer one may")
+	}
+	ids := nodeNames(d.all)
+	if t.NodeSet != "" {
+		var missing []string
+		if ids, missing, err = d.ids(t.NodeSet, path); err != nil {
+			return nil, err
+		}
+		if len(missing) > 0 {
+			d.notes = append(d.notes, fmt.Sprintf("target %s names hosts that are not in the fleet: %s", name, foldNames(missing)))
+		}
+	}
+	ids = slices.DeleteFunc(ids, func(id string) bool { return !hasLabels(*d.byWord[id][0], labels) })
+	d.known[name] = ids
+	return slices.Clone(ids), nil
+}
+
+// ids is the IDs of the nodes of a node set, and the names in it, wherever they
+// stand, that no node has.
+func (d *directory) ids(text string, within []string) (ids, missing []string, err error) {
+	var ambiguous error
+	set, err := nodeset.Expand(text, maxNamed, nodeset.Fleet{
 		Group: func(name string) ([]string, error) {
 			if name == everyNode {
 				return nodeNames(d.all), nil
 			}
-			return nil, fleet.Errorf(fleet.NotFound, "there is no target %q", name)
+			return d.members(name, within)
 		},
 		Match: func(pattern string) (ids []string) {
 			for _, n := range d.all {
@@ -204,28 +317,21 @@ func (d *directory) expand(flag string, sets []string) ([]fleet.NodeView, error)
 				return word
 			}
 		},
+	})
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case ambiguous != nil:
+		return nil, nil, ambiguous
 	}
-	for _, text := range sets {
-		set, err := nodeset.Expand(text, maxNamed, world)
-		switch {
-		case err != nil:
-			return nil, err
-		case ambiguous != nil:
-			return nil, ambiguous
-		case len(missing) > 0:
-			return nil, d.unknown(missing)
-		case set.Len() == 0:
-			// It must not fall back to other selectors.
-			return nil, fleet.Errorf(fleet.NotFound, "%s %s names no host", flag, text).WithHint("see which there are: fleet node ls")
-		}
-		for _, id := range set.Names() {
-			if n := d.byWord[id][0]; !seen[n.InstanceId] {
-				seen[n.InstanceId] = true
-				nodes = append(nodes, *n)
-			}
+	slices.Sort(missing)
+	missing = slices.Compact(missing)
+	for _, id := range set.Names() {
+		if !slices.Contains(missing, id) {
+			ids = append(ids, id)
 		}
 	}
-	return nodes, nil
+	return ids, missing, nil
 }
 
 func sameName(nodes []*fleet.NodeView, name string) error {
@@ -240,8 +346,6 @@ func sameName(nodes []*fleet.NodeView, name string) error {
 // unknown is the error for names that no host has, all at once.
 func (d *directory) unknown(missing []string) error {
 	const hint = "see which there are: fleet node ls"
-	slices.Sort(missing)
-	missing = slices.Compact(missing)
 	if len(missing) > 1 {
 		return fleet.Errorf(fleet.NotFound, "there are no nodes %s", foldNames(missing)).WithHint(hint)
 	}

@@ -21,6 +21,8 @@ var mutations = map[string]func(c *Control, ctx context.Context, body, proof []b
 	"AddTagsToResource":      (*Control).addTags,
 	"RemoveTagsFromResource": (*Control).removeTags,
 	"SendCommand":            (*Control).sendCommand,
+	"PutTarget":              (*Control).putTarget,
+	"DeleteTarget":           (*Control).deleteTarget,
 }
 
 // authority stamps a request: all that is not determined by it is decided

@@ -31,6 +31,9 @@ type CommandID string
 // ActivationID names one activation: a lower-case UUID of 36 characters.
 type ActivationID string
 
+// TargetName names a saved choice of nodes.
+type TargetName string
+
 // OperatorName names a person or program that holds an operator key.
 type OperatorName string
 
@@ -133,6 +136,7 @@ var (
 	nodeIDPattern   = regexp.MustCompile(`^mi-[0-9a-f]{17}$`)
 	uuidPattern     = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 	operatorPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,63}$`)
+	targetPattern   = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?$`)
 	nodeNamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,251}[a-zA-Z0-9])?$`)
 	labelKeyPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_./-]{0,127}$`)
 	labelValPattern = regexp.MustCompile(`^[a-zA-Z0-9_. :/=+@-]{0,256}$`)
@@ -178,6 +182,15 @@ func ParseOperatorName(s string) (OperatorName, error) {
 		return "", Errorf(Invalid, "operator name %.80q: use 1 to 64 letters, digits and _.@-, beginning with a letter or digit", s)
 	}
 	return OperatorName(s), nil
+}
+
+// ParseTargetName parses the name of a saved target: 1 to 64 letters, digits,
+// dots and hyphens, as in names of nodes, so that it can stand in a node set.
+func ParseTargetName(s string) (TargetName, error) {
+	if !targetPattern.MatchString(s) {
+		return "", Errorf(Invalid, "target name %.80q: use 1 to 64 letters, digits, dots and hyphens, beginning and ending with a letter or digit", s)
+	}
+	return TargetName(s), nil
 }
 
 // CheckNodeName accepts a DNS-like name of at most 253 characters.

@@ -56,6 +56,17 @@ type Target struct {
 	Values []string `msgpack:"v" json:"Values"`
 }
 
+// SavedTarget is a choice of nodes under a name: those of the node set, those
+// that the selectors select, or those that are in both.
+type SavedTarget struct {
+	Name        TargetName   `msgpack:"n"`
+	Description string       `msgpack:"d,omitempty"`
+	NodeSet     string       `msgpack:"s,omitempty"` // as node/nodeset reads it
+	Selectors   []Target     `msgpack:"t,omitempty"` // labels
+	Operator    OperatorName `msgpack:"o"`
+	Modified    int64        `msgpack:"m"` // stamp
+}
+
 // Mint is the newest right to issue a ticket for a command.
 type Mint struct {
 	N         uint32 `msgpack:"n"` // 1, 2, ...

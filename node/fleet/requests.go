@@ -212,6 +212,54 @@ type GetCommandOutputRequest struct {
 	Stream     string    `json:"Stream,omitempty"`   // default stdout
 }
 
+// PutTargetRequest saves a choice of nodes under a name, or replaces it.
+type PutTargetRequest struct {
+	Name        TargetName `json:"Name"`
+	Description string     `json:"Description,omitempty"`
+	NodeSet     string     `json:"NodeSet,omitempty"`
+	Targets     []Target   `json:"Targets,omitempty"` // tag:KEY or tag-key
+}
+
+// DeleteTargetRequest forgets a saved target.
+type DeleteTargetRequest struct {
+	Name TargetName `json:"Name"`
+}
+
+// DeleteTargetResult has no members.
+type DeleteTargetResult struct{}
+
+// DescribeTargetsRequest asks for a page of saved targets, by name.
+type DescribeTargetsRequest struct {
+	Names      []string `json:"Names,omitempty"`      // one that there is not is an error
+	MaxResults int      `json:"MaxResults,omitempty"` // 1 to 100
+	NextToken  string   `json:"NextToken,omitempty"`
+}
+
+// DescribeTargetsResult is a page of saved targets.
+type DescribeTargetsResult struct {
+	Targets   []TargetView `json:"Targets"`
+	NextToken string       `json:"NextToken,omitempty"`
+}
+
+// TargetView is one saved target. It says what was asked for, not whom that
+// means: see DescribeNodes.
+type TargetView struct {
+	Name        TargetName   `json:"Name"`
+	Description string       `json:"Description,omitempty"`
+	NodeSet     string       `json:"NodeSet,omitempty"`
+	Targets     []Target     `json:"Targets,omitempty"`
+	Operator    OperatorName `json:"Operator"`
+	Modified    Instant      `json:"Modified"`
+}
+
+// ViewOf is a saved target as it is shown.
+func ViewOf(t *SavedTarget) TargetView {
+	return TargetView{
+		Name: t.Name, Description: t.Description, NodeSet: t.NodeSet, Targets: t.Selectors, Operator: t.Operator,
+		Modified: InstantOf(t.Modified),
+	}
+}
+
 // GetTrustRequest has no members.
 type GetTrustRequest struct{}
 

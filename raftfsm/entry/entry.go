@@ -76,6 +76,8 @@ const (
 	KindResults          Kind = 10
 	KindExpire           Kind = 11
 	KindAddress          Kind = 12
+	KindPutTarget        Kind = 19
+	KindDeleteTarget     Kind = 20
 )
 
 // Body is the decoded body of an entry: a pointer to one of the types below.
@@ -108,6 +110,8 @@ var kinds = map[Kind]kindInfo{
 	KindResults:          {"Results", "", decode[Results]},
 	KindExpire:           {"Expire", "", decode[Expire]},
 	KindAddress:          {"Address", "", decode[Address]},
+	KindPutTarget:        {"PutTarget", "PutTarget", decode[PutTarget]},
+	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
 }
 
 func (k Kind) String() string {
@@ -124,8 +128,8 @@ func (k Kind) Operation() string { return kinds[k].operation }
 // KindOf is the kind of the entry that decides an operation; false if there is
 // none.
 func KindOf(operation string) (Kind, bool) {
-	for k := KindGenesis; k <= KindAddress; k++ {
-		if operation != "" && kinds[k].operation == operation {
+	for k, info := range kinds { // at most one has it, so the order does not matter
+		if operation != "" && info.operation == operation {
 			return k, true
 		}
 	}

@@ -49,6 +49,8 @@ func samples() []Body {
 		}},
 		&Expire{Stamp: testStamp, Command: testCommand, Attempt: 1},
 		&Address{Stamp: testStamp, Request: []byte("change of address")},
+		&PutTarget{authority("")},
+		&DeleteTarget{authority("")},
 	}
 }
 
@@ -171,6 +173,7 @@ func TestKinds(t *testing.T) {
 	for operation, want := range map[string]Kind{
 		"CreateActivation": KindCreateActivation, "DeleteActivation": KindDeleteActivation,
 		"AddTagsToResource": KindAddTags, "RemoveTagsFromResource": KindRemoveTags, "SendCommand": KindSendCommand,
+		"PutTarget": KindPutTarget, "DeleteTarget": KindDeleteTarget,
 	} {
 		if k, ok := KindOf(operation); !ok || k != want || k.Operation() != operation {
 			t.Errorf("KindOf(%q) = %v, %v", operation, k, ok)
@@ -204,6 +207,8 @@ func TestCheckRefuses(t *testing.T) {
 		"tags with an ID":             &AddTags{authority(testID)},
 		"join request too large":      &Enrol{Stamp: testStamp, Request: make([]byte, maxNodeRequest+1)},
 		"address without request":     &Address{Stamp: testStamp},
+		"target with an ID":           &PutTarget{authority(testID)},
+		"removed target with an ID":   &DeleteTarget{authority(testID)},
 		"no request":                  auth(func(e *SendCommand) { e.Request = nil }),
 		"request too large":           auth(func(e *SendCommand) { e.Request = make([]byte, MaxRequest+1) }),
 		"no proof":                    auth(func(e *SendCommand) { e.Proof = nil }),

@@ -23,6 +23,8 @@ var parsers = map[string]func([]byte) (any, error){
 	"AddTagsToResource":      func(b []byte) (any, error) { return ParseAddTags(b) },
 	"RemoveTagsFromResource": func(b []byte) (any, error) { return ParseRemoveTags(b) },
 	"SendCommand":            func(b []byte) (any, error) { return ParseSendCommand(b) },
+	"PutTarget":              func(b []byte) (any, error) { return ParsePutTarget(b) },
+	"DeleteTarget":           func(b []byte) (any, error) { return ParseDeleteTarget(b) },
 }
 
 // object writes JSON with keys in order and values as they are.
@@ -102,6 +104,26 @@ func TestRequests(t *testing.T) {
 		{"activation with an escape sequence", "CreateActivation", object("Description", `"\u001b[2J"`, "PublicKey", `"`+testKey+`"`), validation},
 
 		{"delete", "DeleteActivation", object("ActivationId", `"`+testID+`"`), ""},
+		{"target of names", "PutTarget", object("Name", `"web.frontend"`, "NodeSet", `"web[01-20]!web07, @db&rack[1-2]n* ^x?"`), ""},
+		{"target of labels", "PutTarget", object("Name", `"a"`, "Description", `"för allt"`, "Targets", `[{"Key":"tag:env","Values":["prod","test"]},{"Key":"tag-key","Values":["rack"]}]`), ""},
+		{"target of both", "PutTarget", object("Name", `"a"`, "NodeSet", `"web1"`, "Targets", `[{"Key":"tag:env","Values":["prod"]}]`), ""},
+		{"target of a long set", "PutTarget", object("Name", `"a"`, "NodeSet", `"`+strings.Repeat("x", MaxNodeSet)+`"`), ""},
+		{"target of nothing", "PutTarget", object("Name", `"a"`), validation},
+		{"target of spaces", "PutTarget", object("Name", `"a"`, "NodeSet", `"  "`), validation},
+		{"target without a name", "PutTarget", object("NodeSet", `"web1"`), validation},
+		{"target with a bad name", "PutTarget", object("Name", `"a/b"`, "NodeSet", `"web1"`), validation},
+		{"target with the name of all", "PutTarget", object("Name", `"*"`, "NodeSet", `"web1"`), validation},
+		{"target with a long name", "PutTarget", object("Name", `"`+strings.Repeat("x", 65)+`"`, "NodeSet", `"web1"`), validation},
+		{"target of a set that is too long", "PutTarget", object("Name", `"a"`, "NodeSet", `"`+strings.Repeat("x", MaxNodeSet+1)+`"`), validation},
+		{"target of a set with a control character", "PutTarget", object("Name", `"a"`, "NodeSet", `"web1\u001b[31m"`), validation},
+		{"target of a set with a line break", "PutTarget", object("Name", `"a"`, "NodeSet", `"web1\n"`), validation},
+		{"target of a set beyond ASCII", "PutTarget", object("Name", `"a"`, "NodeSet", `"wéb"`), validation},
+		{"target of IDs as selectors", "PutTarget", object("Name", `"a"`, "Targets", `[{"Key":"InstanceIds","Values":["*"]}]`), "InvalidTarget"},
+		{"target of five selectors", "PutTarget", object("Name", `"a"`, "Targets", many(5, `{"Key":"tag:k%d","Values":["v"]}`)), validation},
+		{"target of a selector without values", "PutTarget", object("Name", `"a"`, "Targets", `[{"Key":"tag:env","Values":[]}]`), "InvalidTarget"},
+		{"target with more", "PutTarget", object("Name", `"a"`, "NodeSet", `"web1"`, "Run", `"x"`), validation},
+		{"remove a target", "DeleteTarget", object("Name", `"a"`), ""},
+		{"remove no target", "DeleteTarget", "{}", validation},
 		{"delete nothing", "DeleteActivation", "{}", "InvalidActivationId"},
 		{"delete in capitals", "DeleteActivation", object("ActivationId", `"`+strings.ToUpper(testID)+`"`), "InvalidActivationId"},
 
@@ -226,6 +248,8 @@ func TestExpires(t *testing.T) {
 // that means the same when it is written and read again.
 func FuzzRequests(f *testing.F) {
 	f.Add("CreateActivation", []byte(object("PublicKey", `"`+testKey+`"`, "Tags", manyTags(2))))
+	f.Add("PutTarget", []byte(object("Name", `"a"`, "NodeSet", `"web[1-3]"`, "Targets", `[{"Key":"tag:env","Values":["prod"]}]`)))
+	f.Add("DeleteTarget", []byte(object("Name", `"a"`)))
 	f.Add("DeleteActivation", []byte(object("ActivationId", `"`+testID+`"`)))
 	f.Add("AddTagsToResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "Tags", manyTags(1))))
 	f.Add("RemoveTagsFromResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "TagKeys", `["a"]`)))

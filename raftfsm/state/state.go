@@ -218,6 +218,7 @@ var schema = &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
 		&memdb.IndexSchema{Name: "open", Unique: true, AllowMissing: true, Indexer: keyed[fleet.Command]{
 			key: func(c *fleet.Command) (string, bool) { return createdKey(c), c.Open() },
 		}}),
+	"targets":  table("targets", id(func(t *fleet.SavedTarget) string { return string(t.Name) })),
 	"shards":   table("shards", id(func(s *Shard) string { return shardKey(s.Command, s.N) })),
 	"contents": table("contents", id(func(c *content) string { return string(c.digest[:]) })),
 	"requests": table("requests", id(func(r *Request) string { return requestKey(r.Kind, r.Object) })),
