@@ -45,8 +45,11 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 			}, 0, 0, e.commandLs),
 			leaf(&cli.Command{
 				Name: "show", Aliases: []string{"get"}, ArgsUsage: "COMMAND", Usage: "show one command, the state of each host and what to do",
-				Description: `Example:
+				Description: commandIs + `
+
+Examples:
   fleet command show 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+  fleet command show last
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
@@ -56,8 +59,11 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Description: `It goes on where the command is now: what has come is shown, for the rest it
 waits. Ctrl-C ends the waiting, not the command.
 
-Example:
+` + commandIs + `
+
+Examples:
   fleet command attach 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+  fleet command attach last
 
 Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
 2 some hosts did not succeed, 3 no quorum, 4 not allowed, 64 usage`,
@@ -72,8 +78,10 @@ output is not a terminal and --raw is given, and says if that is not all that
 was written. With several, or a node set, each line comes after the name of its
 host.
 
+` + commandIs + `
+
 Examples:
-  fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+  fleet command output 6d5f
   fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b web1 --raw > web1.out
   fleet command output 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b 'web[01-20]' --stderr
 
@@ -233,8 +241,7 @@ type commandDetail struct {
 }
 
 func (e *env) commandShow(c *cli.Context) error {
-	id, err := fleet.ParseCommandID(c.Args().First())
-	if err != nil {
+	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
 	api, err := e.connect(c)
@@ -242,6 +249,10 @@ func (e *env) commandShow(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	id, err := findCommandID(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
 	d, err := describeCommand(c, api, string(id))
 	if err != nil {
 		return err
@@ -313,8 +324,7 @@ func (e *env) commandAttach(c *cli.Context) error {
 	if err := checkAnswerFlags(c); err != nil {
 		return err
 	}
-	id, err := fleet.ParseCommandID(c.Args().First())
-	if err != nil {
+	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
 	cancel, err := e.bound(c)
@@ -327,6 +337,10 @@ func (e *env) commandAttach(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	id, err := findCommandID(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
 	return e.follow(c, api, newAnswers(id))
 }
 
@@ -334,8 +348,7 @@ func (e *env) commandOutput(c *cli.Context) error {
 	if err := checkAnswerFlags(c); err != nil {
 		return err
 	}
-	id, err := fleet.ParseCommandID(c.Args().First())
-	if err != nil {
+	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
 	names := c.Args().Tail()
@@ -357,6 +370,10 @@ func (e *env) commandOutput(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	id, err := findCommandID(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
 	switch {
 	case len(names) == 0:
 		return e.follow(c, api, newAnswers(id))

@@ -140,6 +140,15 @@ func TestCommandVerbs(t *testing.T) {
 		"command", "show", failed)
 	w.check(t, 1, `^$`, `there is no command`, "command", "attach", "00000000-0000-4000-8000-000000000000")
 
+	// A command's ID is long; its beginning will do, and the newest is "last".
+	w.check(t, 0, `^`+id+`\n$`, ``, "command", "show", "last", "-o", "name")
+	w.check(t, 0, `^`+failed+`\n$`, ``, "command", "show", failed[:9], "-o", "name")
+	w.check(t, 0, `^node02: hello\n`, `^$`, "command", "output", failed[:9], "node[02]")
+	w.check(t, 0, `^node01:1:hello\n`, `^$`, "command", "grep", "hello", failed[:9])
+	w.check(t, 1, `^$`, `none of the newest 2 commands begins with 00000000-0000\nhint: .*command ls`, "command", "show", "00000000-0000")
+	w.check(t, 64, `^$`, `"las"`, "command", "show", "las")
+	w.check(t, 64, `^$`, `"abc"`, "command", "attach", "abc")
+
 	// output of several.
 	w.check(t, 0, `^node01: hello\nnode02: hello\n$`, `^$`, "command", "output", failed, "node[01-02]")
 	w.check(t, 0, `(?m)^node02: \\x1b\]0;owned\\x07 match\nnode02: \\xff$`, `^$`, "command", "output", id, "node01", "node02")

@@ -42,6 +42,8 @@ dir   FILE becomes a directory: index.json with the states, and for each host
 The files are readable by their owner only. A command that has not ended is
 exported with what has come.
 
+` + commandIs + `
+
 Examples:
   fleet command export 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b out.json
   fleet command export 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b -o csv - > out.csv
@@ -56,8 +58,7 @@ read, 3 no quorum, 4 not allowed, 64 usage`,
 }
 
 func (e *env) export(c *cli.Context) error {
-	id, err := fleet.ParseCommandID(c.Args().First())
-	if err != nil {
+	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
 	path := c.Args().Get(1)
@@ -93,6 +94,10 @@ func (e *env) export(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	id, err := findCommandID(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
 	d, err := describeCommand(c, api, string(id))
 	if err != nil {
 		return err

@@ -91,8 +91,13 @@ func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// tick is how often the progress is written anew while nothing happens.
-const tick = time.Second
+const (
+	// tick is how often the progress is written anew while nothing happens.
+	tick = 500 * time.Millisecond
+	// pace is how often it is at most: naming who is missing costs time that
+	// grows with their number.
+	pace = 100 * time.Millisecond
+)
 
 // follow waits for the answers and prints them; what has come when the waiting
 // ends before the command is printed too.
@@ -195,7 +200,11 @@ func (e *env) whatNow(c *cli.Context, a *answers, cause error, p *progress) func
 		return nil
 	}
 	p.clear()
-	fmt.Fprintf(e.err, "\n%s: fleet command attach %s\n[d]etach (it goes on), or continue waiting? [d/Enter] ", a.totals(), a.command)
+	so := "no answer yet"
+	if a.counts.TargetCount > 0 {
+		so = a.totals()
+	}
+	fmt.Fprintf(e.err, "\n%s: fleet command attach %s\n[d]etach (it goes on), or continue waiting? [d/Enter] ", so, a.command)
 	answer, err := bufio.NewReader(io.LimitReader(e.in, 64)).ReadString('\n')
 	if err != nil || strings.HasPrefix(strings.ToLower(strings.TrimSpace(answer)), "d") {
 		return nil
@@ -233,6 +242,7 @@ const progressWidth = 79
 type progress struct {
 	w     io.Writer // nil: none
 	began time.Time
+	last  time.Time // when it was written
 	shown bool
 }
 
@@ -244,9 +254,10 @@ func (e *env) newProgress(wanted bool, began time.Time) *progress {
 }
 
 func (p *progress) show(a *answers, now time.Time) {
-	if p.w == nil {
+	if p.w == nil || p.shown && now.Sub(p.last) < pace {
 		return
 	}
+	p.last = now
 	fmt.Fprintf(p.w, "\r\x1b[K%s", cut(escapeCell(progressText(a, now.Sub(p.began))), progressWidth))
 	p.shown = true
 }

@@ -30,6 +30,8 @@ stream. PATTERN is a regular expression (RE2). Without a COMMAND it searches the
 newest one, or the newest N with --last; with several, the beginning of each
 command's ID comes first. A line over 64 KiB is searched in parts.
 
+` + commandIs + `
+
 Examples:
   fleet command grep 'I/O error'
   fleet command grep -i -l warning 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
@@ -88,17 +90,15 @@ func (e *env) grep(c *cli.Context) error {
 	}
 	var ids []fleet.CommandID
 	for _, text := range c.Args().Tail() {
-		id, err := fleet.ParseCommandID(text)
-		if err != nil {
+		if err := checkCommandID(text); err != nil {
 			return err
 		}
-		ids = append(ids, id)
 	}
 	last := c.Int("last")
 	switch {
 	case last < 1 || last > 1000:
 		return usagef("--last %d is not between 1 and 1000", last)
-	case len(ids) > 0 && c.IsSet("last"):
+	case c.Args().Len() > 1 && c.IsSet("last"):
 		return usagef("--last is for when no COMMAND is named")
 	}
 	cancel, err := e.bound(c)
@@ -111,6 +111,13 @@ func (e *env) grep(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	for _, text := range c.Args().Tail() {
+		id, err := findCommandID(c, api, text)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id)
+	}
 	if len(ids) == 0 {
 		newest, err := newestCommands(c, api, ssm.ListCommandsRequest{}, last)
 		if err != nil {

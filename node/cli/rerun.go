@@ -21,8 +21,10 @@ labels selected is looked up again, hosts that were named are those hosts.
 --failed runs it only on the hosts of the command that did not succeed, --node
 only on some of its hosts. It is shown and asked about as "fleet run" does.
 
+` + commandIs + `
+
 Examples:
-  fleet command rerun 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b --failed
+  fleet command rerun last --failed
   fleet command rerun 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b --node 'web[01-20]' --dry-run
 
 Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
@@ -38,8 +40,7 @@ func (e *env) rerun(c *cli.Context) error {
 	if err := checkAnswerFlags(c); err != nil {
 		return err
 	}
-	id, err := fleet.ParseCommandID(c.Args().First())
-	if err != nil {
+	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
 	deliver, err := deliverWithin(c)
@@ -51,6 +52,10 @@ func (e *env) rerun(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	id, err := findCommandID(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
 	d, err := describeCommand(c, api, string(id))
 	if err != nil {
 		return err

@@ -81,7 +81,7 @@ func readSelection(c *cli.Context) (s *selection, rest []string, err error) {
 	case none && slices.ContainsFunc(rest, selects):
 		return nil, nil, usagef("on which hosts?").withHint("flags after the first word are the command's own: put %s before it", selectTargetsHint)
 	case none:
-		return nil, nil, usagef("on which hosts?").withHint(selectTargetsHint)
+		return nil, nil, usagef("on which hosts?").withHint(selectTargetsHint + "; or the hosts first: fleet run SET -- COMMAND")
 	}
 	// What no fleet could mean is said before one is asked.
 	for _, set := range slices.Concat(s.sets, s.exclude) {
@@ -151,12 +151,12 @@ func (s *selection) labelsOfTarget(c *cli.Context, api *client.Client) (bool, er
 	if _, err := fleet.ParseTargetName(name); !ok || err != nil {
 		return false, nil
 	}
-	found, err := describeTargets(c, api, name)
+	t, err := findTarget(c, api, name)
 	if err != nil {
 		return false, err
 	}
-	labels, ok := targetLabels(found.Targets[0])
-	if !ok || found.Targets[0].NodeSet != "" {
+	labels, ok := targetLabels(*t)
+	if !ok || t.NodeSet != "" {
 		return false, nil
 	}
 	s.labels = append(s.labels, labels...)
@@ -200,13 +200,7 @@ func newDirectory(c *cli.Context, api *client.Client) (*directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &directory{all: all, target: func(name string) (*fleet.TargetView, error) {
-		found, err := describeTargets(c, api, name)
-		if err != nil {
-			return nil, err
-		}
-		return &found.Targets[0], nil
-	}}
+	d := &directory{all: all, target: func(name string) (*fleet.TargetView, error) { return findTarget(c, api, name) }}
 	d.index()
 	return d, nil
 }

@@ -85,6 +85,30 @@ func describeTargets(c *cli.Context, api *client.Client, names ...string) (*flee
 	}
 }
 
+// findTarget finds one saved target; for a name that there is not, it knows a
+// similar one.
+func findTarget(c *cli.Context, api *client.Client, name string) (*fleet.TargetView, error) {
+	found, err := describeTargets(c, api, name)
+	if err == nil {
+		return &found.Targets[0], nil
+	}
+	if fleet.KindOf(err) != fleet.NotFound {
+		return nil, err
+	}
+	all, allErr := describeTargets(c, api)
+	if allErr != nil {
+		return nil, err // the first says more
+	}
+	var names []string
+	for _, t := range all.Targets {
+		names = append(names, string(t.Name))
+	}
+	if s := suggest(names, name); s != "" {
+		return nil, fleet.Errorf(fleet.NotFound, "there is no target %q", name).WithHint("did you mean %s? see which there are: fleet target ls", s)
+	}
+	return nil, err
+}
+
 func (e *env) targetLs(c *cli.Context) error {
 	api, err := e.connect(c)
 	if err != nil {
@@ -133,11 +157,11 @@ func (e *env) targetShow(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
-	found, err := describeTargets(c, api, c.Args().First())
+	t, err := findTarget(c, api, c.Args().First())
 	if err != nil {
 		return err
 	}
-	d, err := e.membersOf(c, api, found.Targets[0])
+	d, err := e.membersOf(c, api, *t)
 	if err != nil {
 		return err
 	}
