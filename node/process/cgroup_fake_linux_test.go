@@ -193,6 +193,15 @@ func (f *fakeTree) delegated(name string) bool {
 	return f.marked != "" && name == path.Join(fakeRoot, f.marked)
 }
 
+func (f *fakeTree) lock(name string, _ bool) (func(), error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.groups[name] == nil {
+		return nil, fs.ErrNotExist
+	}
+	return func() {}, nil
+}
+
 // take gives what was done since the last call.
 func (f *fakeTree) take() string {
 	f.mu.Lock()

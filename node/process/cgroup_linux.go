@@ -49,6 +49,10 @@ type files interface {
 	rmdir(name string) error
 	list(name string) ([]string, error) // directories in one
 	delegated(name string) bool         // the service manager has left it to us
+
+	// lock holds a directory, shared or alone, without waiting. It is let go
+	// when this process ends, however that is.
+	lock(name string, alone bool) (release func(), err error)
 }
 
 // osFiles are the real ones.
@@ -97,6 +101,26 @@ func (osFiles) delegated(name string) bool {
 		}
 	}
 	return false
+}
+
+func (osFiles) lock(name string, alone bool) (func(), error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	how := unix.LOCK_SH
+	if alone {
+		how = unix.LOCK_EX
+	}
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() {
+		// A child between its fork and its exec has the descriptor too, and
+		// would keep the lock.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		_ = f.Close()
+	}, nil
 }
 
 // limitedFile reads at most so many bytes.
@@ -364,17 +388,25 @@ func (c *Cgroups) sweepLocked() {
 }
 
 // remove removes the group of a name from every hierarchy, with what was made
-// below it; false if something still runs in it.
+// below it; false if something still runs in it, or an agent of this host holds
+// it, whose child is about to begin or has just ended.
 func (c *Cgroups) remove(name string) bool {
 	gone := true
 	for _, h := range c.hierarchies {
-		dirs := c.subtree(path.Join(h.base, name))
+		top := path.Join(h.base, name)
+		release, err := c.files.lock(top, true)
+		if err != nil {
+			gone = gone && errors.Is(err, fs.ErrNotExist)
+			continue
+		}
+		dirs := c.subtree(top)
 		slices.Reverse(dirs) // the deepest first
 		for _, dir := range dirs {
 			if err := c.files.rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				gone = false
 			}
 		}
+		release()
 	}
 	return gone
 }

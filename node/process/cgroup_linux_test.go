@@ -171,17 +171,52 @@ func TestTheLimitOfProcesses(t *testing.T) {
 		}
 		for _, user := range []string{"", "nobody"} {
 			t.Run(kind+"/"+user, func(t *testing.T) {
-				spec := script(t, `bomb() { bomb & bomb & wait; }; bomb 2>/dev/null`)
+				file := filepath.Join(t.TempDir(), "pids")
+				// A shell that cannot fork ends; the outer one says that it did.
+				spec := script(t, `(i=0; while [ $i -lt 100 ]; do sleep 600 & i=$((i+1)); done); echo $$; exec sleep 600`)
+				out, err := os.Create(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer out.Close()
+				spec.Stdout = out
 				spec.Cgroups, spec.User = c, user
 				spec.Limits.Tasks = 60
-				spec.Timeout, spec.Grace = 500*time.Millisecond, 100*time.Millisecond
-				exit := run(t, spec)
+				spec.Grace = 100 * time.Millisecond
+				ctx, cancel := contextOf(t)
+				p, err := Start(ctx, spec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pids(t, file, 1)
+				cancel()
+				exit := p.Wait()
 				if exit.Survivors != 0 || exit.TasksRefused == 0 || exit.Uncontained != "" {
 					t.Errorf("exit %+v, want refusals and no survivors", exit)
 				}
 				noDirectory(t, c, groupName(spec.Mark))
 			})
 		}
+	}
+}
+
+func TestWhatABombLeavesAtItsOwnEndIsKilled(t *testing.T) {
+	for kind, c := range realGroups(t) {
+		if !c.limits("pids") {
+			continue
+		}
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			spec := script(t, `(i=0; while [ $i -lt 100 ]; do setsid sleep 600 & i=$((i+1)); done); exit 0`)
+			spec.Cgroups, spec.Limits.Tasks, spec.Drain = c, 40, 10*time.Millisecond
+			if exit := run(t, spec); !exit.Overrun || exit.Survivors != 0 || exit.Code != 0 {
+				t.Errorf("exit %+v, want it overrun without survivors", exit)
+			}
+			if left := (tree{id: Identity{PID: 1 << 30, Mark: spec.Mark}}).members(); len(left) != 0 {
+				t.Errorf("%d processes are left", len(left))
+			}
+			noDirectory(t, c, groupName(spec.Mark))
+		})
 	}
 }
 
@@ -286,6 +321,37 @@ func TestWhatTheKernelHoldsIsReported(t *testing.T) {
 	}
 	if took := time.Since(begin); took > killPatience+10*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+func TestAGroupInUseIsNotSweptByAnotherAgent(t *testing.T) {
+	for kind, c := range realGroups(t) {
+		t.Run(kind, func(t *testing.T) {
+			other := func() *Cgroups {
+				o := &Cgroups{files: c.files, hierarchies: c.hierarchies, users: map[string]int{}}
+				o.sweepAll()
+				return o
+			}
+			mark := script(t, "").Mark
+			g, err := c.join(mark, Limits{Tasks: 77})
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := other()
+			for _, h := range c.hierarchies {
+				if _, err := os.Stat(filepath.Join(h.base, g.name)); err != nil {
+					t.Errorf("an empty group that is held was removed: %v", err)
+				}
+			}
+			g.letGo() // as when its agent dies
+			o.mu.Lock()
+			for range len(o.left)/maxSweep + 1 {
+				o.sweepLocked()
+			}
+			o.mu.Unlock()
+			noDirectory(t, c, g.name)
+			g.leave()
+		})
 	}
 }
 

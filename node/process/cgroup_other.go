@@ -23,6 +23,8 @@ func (g *group) place(int, Limits) error               { return nil }
 func (g *group) since() pressure                       { return pressure{} }
 func (g *group) leave()                                {}
 
+func (p *Process) killLeft() (any bool, survivors int) { return false, 0 }
+
 // KillLeftover does nothing here: without the start time of a process, the
 // leftover of an earlier run cannot be told from a stranger with its number.
 func (c *Cgroups) KillLeftover(context.Context, Identity) (killed int, err error) { return 0, nil }

@@ -19,8 +19,8 @@ import (
 // group that are to be killed while none can fork.
 const freezePatience = 100 * time.Millisecond
 
-// letGo is how long the kernel may take to let go of an empty group.
-const letGo = 100 * time.Millisecond
+// emptied is how long the kernel may take to let go of an empty group.
+const emptied = 100 * time.Millisecond
 
 // cpuPeriod is over what CPU time is counted, in microseconds.
 const cpuPeriod = 100_000
@@ -29,6 +29,7 @@ const cpuPeriod = 100_000
 type group struct {
 	c      *Cgroups
 	name   string
+	held   []func() // let go of its directories
 	before pressure
 }
 
@@ -72,23 +73,44 @@ func (c *Cgroups) find(mark string) *group {
 	return g
 }
 
-// make makes the directories and sets the limits. Another agent of this host
-// may sweep an empty directory away meanwhile.
+// make makes the directories, holds them and sets the limits. Until they are
+// held, another agent of this host may sweep them away.
 func (g *group) make(l Limits) (err error) {
 	for range makeRetries {
-		if err = g.makeOnce(l); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENODEV) {
+		if err = g.makeOnce(l); !swept(err) {
 			break
 		}
+		<-time.After(time.Millisecond)
 	}
 	return err
 }
 
+// swept reports whether an error may come from another agent that removes what
+// it takes for a group of the past.
+func swept(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EWOULDBLOCK)
+}
+
+// letGo ends the hold on the directories.
+func (g *group) letGo() {
+	for _, release := range g.held {
+		release()
+	}
+	g.held = nil
+}
+
 func (g *group) makeOnce(l Limits) error {
+	g.letGo()
 	for _, h := range g.c.hierarchies {
 		dir := path.Join(h.base, g.name)
 		if err := g.c.files.mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+		release, err := g.c.files.lock(dir, false)
+		if err != nil {
+			return err
+		}
+		g.held = append(g.held, release)
 		for _, s := range settings(h, l) {
 			err := g.c.files.write(path.Join(dir, s.file), s.value)
 			// What an earlier step of the command left there uses more than
@@ -162,7 +184,7 @@ func (g *group) directory() *os.File {
 // place moves a process into the group, in every hierarchy.
 func (g *group) place(pid int, l Limits) (err error) {
 	for range makeRetries {
-		if err = g.placeOnce(pid); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENODEV) {
+		if err = g.placeOnce(pid); !swept(err) {
 			return err
 		}
 		if err := g.make(l); err != nil {
@@ -310,6 +332,7 @@ func (g *group) leave() {
 	if g == nil {
 		return
 	}
+	g.letGo()
 	g.c.mu.Lock()
 	g.c.users[g.name]--
 	last := g.c.users[g.name] == 0
@@ -330,7 +353,7 @@ func (g *group) leave() {
 // removeSoon removes the group unless something runs in it. The kernel lets go
 // of a group a moment after its last process has ended.
 func (g *group) removeSoon() bool {
-	for deadline := time.Now().Add(letGo); ; <-time.After(time.Millisecond) {
+	for deadline := time.Now().Add(emptied); ; <-time.After(time.Millisecond) {
 		if g.c.remove(g.name) {
 			return true
 		}

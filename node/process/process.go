@@ -21,7 +21,8 @@
 //     Only root inside the child can leave all five, and only on purpose.
 //   - A child that ends by itself may leave daemons behind, as a shell does.
 //     They stay in its control group and under its limits; the group is
-//     removed when they have ended.
+//     removed when they have ended. One that ran into Limits.Tasks may not: a
+//     fork bomb is one of which the first process ends at once.
 //
 // Linux has all of it, as far as the host lets control groups be made; see
 // Cgroups. macOS knows the process group only and cannot recognise leftovers of
@@ -132,6 +133,10 @@ type Exit struct {
 	// for Limits.Tasks.
 	MemoryKills  uint64
 	TasksRefused uint64
+
+	// Overrun says that the child ended by itself, had reached Limits.Tasks and
+	// left processes behind, which were killed.
+	Overrun bool
 
 	// Uncontained says why the child had no control group although
 	// Spec.Cgroups could have made one; "" otherwise.
@@ -303,6 +308,9 @@ func (p *Process) supervise(ctx context.Context) {
 	p.drain()
 	did := p.group.since()
 	p.exit.MemoryKills, p.exit.TasksRefused = did.kills, did.refusals
+	if did.refusals > 0 && !p.exit.TimedOut && !p.exit.Cancelled {
+		p.exit.Overrun, p.exit.Survivors = p.killLeft()
+	}
 	p.group.leave()
 }
 

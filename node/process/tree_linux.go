@@ -203,6 +203,16 @@ func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
 	return survivors
 }
 
+// killLeft ends what a child that was reaped has left in its control group, and
+// says whether there was any, and how many survived.
+func (p *Process) killLeft() (any bool, survivors int) {
+	if p.group == nil || !p.group.alive() {
+		return false, 0
+	}
+	_, survivors = tree{id: p.id, group: p.group}.kill(closed)
+	return true, survivors
+}
+
 // kill sends SIGKILL to a tree until nothing of it is left, at most for
 // killPatience. It repeats, because a tree can grow while it is walked.
 func (t tree) kill(ended <-chan struct{}) (killed, survivors int) {

@@ -58,6 +58,12 @@ func shellOutcome(exit process.Exit, timeout time.Duration, limits process.Limit
 	if exit.TasksRefused > 0 {
 		notes = append(notes, fmt.Sprintf("limit of %d processes reached", limits.Tasks))
 	}
+	if exit.Overrun {
+		if o.State == fleet.Success {
+			o.State = fleet.Failed
+		}
+		notes = append(notes, "the processes that it left were killed")
+	}
 	if exit.Uncontained != "" {
 		notes = append(notes, "it ran without a control group: "+exit.Uncontained)
 	}

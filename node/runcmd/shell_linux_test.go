@@ -176,7 +176,7 @@ func TestTheLimitsOfACommandAreSaidInItsResult(t *testing.T) {
 		want   string
 	}{
 		{"memory", `exec awk 'BEGIN { s = "0123456789abcdef"; while (1) s = s s }'`, "signal 9; killed: memory limit of 32 MiB reached by 1 of its processes"},
-		{"processes", `i=0; while [ $i -lt 40 ]; do sleep 600 & i=$((i+1)); done`, "limit of 20 processes reached"},
+		{"processes", `i=0; while [ $i -lt 40 ]; do sleep 600 & i=$((i+1)); done`, "limit of 20 processes reached; the processes that it left were killed"},
 		{"neither", `exit 3`, "exit code 3"},
 	}
 	for _, test := range tests {
