@@ -400,3 +400,15 @@ func TestHowChildrenAreContainedIsSaid(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func BenchmarkTrueInAGroup(b *testing.B) {
+	for kind, c := range realGroups(b) {
+		b.Run(kind, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := Run(b.Context(), Spec{Args: []string{"/bin/true"}, Cgroups: c, Limits: Limits{Tasks: 100}}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

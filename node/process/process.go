@@ -289,11 +289,13 @@ func (p *Process) supervise(ctx context.Context) {
 	case <-ctx.Done():
 		p.exit.Cancelled = true
 	}
+	var before pressure
 	select {
 	case <-w.ended:
 		// It ended by itself in the same moment: its own word counts.
 		p.exit.TimedOut, p.exit.Cancelled = false, false
 	default:
+		before = p.group.since() // a group that was emptied could be swept away by an older agent of this host
 		// Not reaped before the tree is gone: so its number stays its own.
 		p.exit.Survivors = p.killTree(w.ended)
 	}
@@ -307,7 +309,7 @@ func (p *Process) supervise(ctx context.Context) {
 	}
 	p.drain()
 	did := p.group.since()
-	p.exit.MemoryKills, p.exit.TasksRefused = did.kills, did.refusals
+	p.exit.MemoryKills, p.exit.TasksRefused = max(did.kills, before.kills), max(did.refusals, before.refusals)
 	if did.refusals > 0 && !p.exit.TimedOut && !p.exit.Cancelled {
 		p.exit.Overrun, p.exit.Survivors = p.killLeft()
 	}
