@@ -319,7 +319,7 @@ func TestWhatTheKernelHoldsIsReported(t *testing.T) {
 	if exit.Survivors != 1 || !exit.Cancelled {
 		t.Errorf("exit %+v, want one survivor", exit)
 	}
-	if took := time.Since(begin); took > killPatience+10*time.Second {
+	if took := time.Since(begin); took > killPatience+time.Minute {
 		t.Errorf("took %v", took)
 	}
 }

@@ -102,6 +102,10 @@ type tree struct {
 	// ours is false when the number of the child may have been given to
 	// another process since; then only its control group and its mark count.
 	ours bool
+
+	// met are the processes that were found, by number, with their start: in
+	// the middle of an exec one has no mark, and is a member all the same.
+	met map[int]uint64
 }
 
 // members lists the living processes of a tree: the control group, the process
@@ -134,6 +138,9 @@ func (t tree) members() []stat {
 		}
 		all = append(all, s)
 		in[pid] = inside[pid] || t.ours && (pid == t.id.PID || s.group == t.id.PID || s.session == t.id.PID) || marked(pid, t.id.Mark)
+		if start, ok := t.met[pid]; ok && start == s.start {
+			in[pid] = true
+		}
 	}
 	for grown := true; grown; {
 		grown = false
@@ -144,7 +151,13 @@ func (t tree) members() []stat {
 			}
 		}
 	}
-	return slices.DeleteFunc(all, func(s stat) bool { return !in[s.pid] })
+	all = slices.DeleteFunc(all, func(s stat) bool { return !in[s.pid] })
+	for _, s := range all {
+		if t.met != nil {
+			t.met[s.pid] = s.start
+		}
+	}
+	return all
 }
 
 // marked reports whether a process carries the mark in its environment.
@@ -191,7 +204,7 @@ func signalOne(s stat, sig syscall.Signal) {
 // killTree ends the child's tree and says how many survived. ended is closed
 // when the child itself has ended (and is not reaped yet).
 func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
-	t := tree{id: p.id, group: p.group, ours: true}
+	t := tree{id: p.id, group: p.group, ours: true, met: map[int]uint64{}}
 	signalGroup(p.id.PID, syscall.SIGTERM)
 	for _, s := range t.members() {
 		signalOne(s, syscall.SIGTERM)
@@ -209,7 +222,7 @@ func (p *Process) killLeft() (any bool, survivors int) {
 	if p.group == nil || !p.group.alive() {
 		return false, 0
 	}
-	_, survivors = tree{id: p.id, group: p.group}.kill(closed)
+	_, survivors = tree{id: p.id, group: p.group, met: map[int]uint64{}}.kill(closed)
 	return true, survivors
 }
 
@@ -217,7 +230,6 @@ func (p *Process) killLeft() (any bool, survivors int) {
 // killPatience. It repeats, because a tree can grow while it is walked.
 func (t tree) kill(ended <-chan struct{}) (killed, survivors int) {
 	deadline := time.Now().Add(killPatience)
-	met := map[int]bool{}
 	for {
 		members := t.members() // before: descendants are found by their parents
 		t.group.kill()
@@ -225,15 +237,14 @@ func (t tree) kill(ended <-chan struct{}) (killed, survivors int) {
 			signalGroup(t.id.PID, syscall.SIGKILL) // all of the group at once
 		}
 		for _, s := range members {
-			met[s.pid] = true
 			signalOne(s, syscall.SIGKILL)
 		}
 		if t.waitGone(ended, 50*time.Millisecond) {
-			return len(met), 0
+			return len(t.met), 0
 		}
 		if time.Now().After(deadline) {
 			survivors = max(1, len(t.members()))
-			return max(0, len(met)-survivors), survivors
+			return max(0, len(t.met)-survivors), survivors
 		}
 	}
 }
@@ -295,7 +306,7 @@ func (c *Cgroups) KillLeftover(ctx context.Context, id Identity) (killed int, er
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	t := tree{id: id, group: c.find(id.Mark), ours: ours}
+	t := tree{id: id, group: c.find(id.Mark), ours: ours, met: map[int]uint64{}}
 	defer t.group.leave()
 	killed, survivors := t.kill(closed)
 	if survivors > 0 {

@@ -78,7 +78,7 @@ func TestTimeoutEndsTheWholeTree(t *testing.T) {
 			if !exit.TimedOut || exit.Cancelled || exit.Survivors != 0 || exit.Held {
 				t.Errorf("exit %+v, want it timed out without survivors", exit)
 			}
-			if took < spec.Timeout || took > 6*time.Second {
+			if took < spec.Timeout || took > time.Minute {
 				t.Errorf("took %v", took)
 			}
 			wantSignal := int(syscall.SIGTERM)
