@@ -12,6 +12,7 @@ import (
 
 	"fleet/node/control"
 	"fleet/node/fleet"
+	"fleet/node/nodeset"
 	"fleet/node/presence"
 	"fleet/node/ssm"
 	"fleet/raftfsm/state"
@@ -124,6 +125,20 @@ func describeNodes(ctx context.Context, c *call, store *state.Store,
 	return result, nil
 }
 
+// noNode says that there is no node of that name, and which was perhaps meant.
+func noNode(store *state.Store, name string) error {
+	const hint = "see which there are: fleet node ls"
+	e := fleet.CodeErrorf(fleet.NotFound, ssm.InvalidInstanceId, "there is no node %.80q", name)
+	var known []string
+	for _, n := range store.Nodes() {
+		known = append(known, n.Name)
+	}
+	if near := nodeset.Nearest(known, name); near != "" {
+		return e.WithHint("did you mean %s? "+hint, near)
+	}
+	return e.WithHint(hint)
+}
+
 // namedNodes finds nodes by ID or name, in order of their IDs; all nodes when
 // none is named. A name finds all hosts that have it.
 func namedNodes(store *state.Store, names []string) ([]*fleet.Node, error) {
@@ -145,8 +160,7 @@ func namedNodes(store *state.Store, names []string) ([]*fleet.Node, error) {
 			matches = store.NodesByName(name)
 		}
 		if len(matches) == 0 {
-			return nil, fleet.CodeErrorf(fleet.NotFound, ssm.InvalidInstanceId, "there is no node %.80q", name).
-				WithHint("see which there are: fleet node ls")
+			return nil, noNode(store, name)
 		}
 		for _, n := range matches {
 			found[n.ID] = n

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"fleet/node/nodeset"
 )
 
 // line is a command line in order: which command, its flags, its arguments.
@@ -185,44 +187,5 @@ func names(commands []*cli.Command) []string {
 	return all
 }
 
-// suggest is the word that was probably meant: one that begins so, or differs
-// in at most two letters (one, in words of three letters or fewer).
-func suggest(words []string, typed string) string {
-	best, distance := "", 3
-	for _, w := range words {
-		d := editDistance(w, typed)
-		if len(typed) >= 3 && strings.HasPrefix(w, typed) {
-			d = 1
-		}
-		if limit := 2; d < distance && (d <= limit && len(typed) > 3 || d <= 1) {
-			best, distance = w, d
-		}
-	}
-	return best
-}
-
-// editDistance counts insertions, deletions, replacements and swaps of
-// neighbours.
-func editDistance(a, b string) int {
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
-}
+// suggest is the word that was probably meant; "" when none is near.
+func suggest(words []string, typed string) string { return nodeset.Nearest(words, typed) }

@@ -21,7 +21,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -46,8 +48,10 @@ type env struct {
 	in       io.Reader
 	out, err io.Writer
 
-	// Which of the three are terminals.
+	// Which of the three are terminals, and how wide the standard output is;
+	// 0 when it has no width.
 	inTTY, outTTY, errTTY bool
+	width                 int
 
 	getenv   func(string) string
 	home     string // home directory; "" if unknown
@@ -74,6 +78,10 @@ func Main(args []string, version string) int {
 	// The first signal asks for an orderly end; the next one ends the process.
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
+	// A reader that has gone (fleet node ls | head -1) is an error of the write
+	// and not the end of the process; ignoring the signal instead would make
+	// the commands that an agent starts inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	home, _ := os.UserHomeDir() // without one, paths below it are errors where they are needed
 	e := &env{
 		in: os.Stdin, out: os.Stdout, err: os.Stderr,
@@ -81,6 +89,9 @@ func Main(args []string, version string) int {
 		getenv: os.Getenv, home: home, hostname: os.Hostname, now: time.Now, version: version,
 		again:    func() (context.Context, context.CancelFunc) { return untilSignal(context.Background()) },
 		password: func() ([]byte, error) { return term.ReadPassword(int(os.Stdin.Fd())) },
+	}
+	if e.outTTY {
+		e.width, _, _ = term.GetSize(int(os.Stdout.Fd())) // 0, no limit, when it is not known
 	}
 	return e.main(ctx, args)
 }
@@ -105,6 +116,7 @@ func (e *env) commands() []*cli.Command {
 		e.whoamiCommand(),
 		e.contextCommand(),
 		e.completionCommand(),
+		e.manCommand(),
 
 		e.nodeCommand(),
 		e.activationCommand(),
@@ -118,7 +130,9 @@ func (e *env) main(ctx context.Context, args []string) int {
 		e.complete(ctx, args[2:])
 		return ExitDone
 	}
-	out := &results{w: e.out}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := &results{w: e.out, width: e.width, gone: cancel}
 	one := *e
 	one.out = out
 	return one.fail(out.outcome(one.invoke(ctx, args)))
@@ -145,8 +159,10 @@ func (e *env) invoke(ctx context.Context, args []string) error {
 // results is the standard output. It keeps the first error of a write: a
 // result that did not arrive is a failure, wherever it was written.
 type results struct {
-	w   io.Writer
-	err error
+	w     io.Writer
+	width int    // of the terminal; 0 when it is none
+	gone  func() // ends the work for a reader that has gone
+	err   error
 }
 
 func (r *results) Write(b []byte) (int, error) {
@@ -160,6 +176,9 @@ func (r *results) Write(b []byte) (int, error) {
 			err = path.Err // the path would be a fiction: /dev/stdout
 		}
 		r.err = fmt.Errorf("write output: %w", err)
+		if errors.Is(err, syscall.EPIPE) {
+			r.gone()
+		}
 	}
 	return n, r.err
 }
@@ -170,6 +189,13 @@ func (r *results) outcome(err error) error {
 	switch {
 	case r.err == nil:
 		return err
+	case errors.Is(r.err, syscall.EPIPE):
+		// Who reads has what was wanted. What the work came to still counts,
+		// but not that it was cut short.
+		if errors.As(err, &silent) {
+			return err
+		}
+		return nil
 	case err == nil, errors.Is(err, r.err), errors.As(err, &silent):
 		return r.err
 	}
@@ -258,9 +284,23 @@ func leaf(c *cli.Command, least, most int, action func(c *cli.Context) error) *c
 			return usagef("fleet %s does not take the argument %q", commandName(ctx), ctx.Args().Get(most)).
 				withHint("fleet %s --help", commandName(ctx))
 		}
-		return action(ctx)
+		return offerStale(ctx, action(ctx))
 	}
 	return c
+}
+
+// offerStale says, of a read that found no quorum, that there is an answer
+// without one.
+func offerStale(ctx *cli.Context, err error) error {
+	if fleet.KindOf(err) != fleet.NoQuorum || flagOf(ctx.Command, "stale") == nil || ctx.Bool("stale") {
+		return err
+	}
+	var e *fleet.Error
+	if !errors.As(err, &e) || strings.Contains(fleet.HintOf(err), "--stale") {
+		return err
+	}
+	offered := fleet.Errorf(e.Kind, "%w", err)
+	return offered.WithHint("%s", strings.TrimPrefix(fleet.HintOf(err)+"; what one host remembers: --stale", "; "))
 }
 
 // commandName is the path of the running command: "node ls".

@@ -555,3 +555,67 @@ func TestConfirm(t *testing.T) {
 		}
 	}
 }
+
+func TestTextWidth(t *testing.T) {
+	for text, want := range map[string]int{
+		"": 0, "web1": 4, "é": 1, "e\u0301": 1, "日本": 4, "한국": 4, "ｆ": 2, "🚀": 2, "a\u200db": 2, "Ω": 1, "…": 1,
+	} {
+		if got := textWidth(text); got != want {
+			t.Errorf("%q: got %d, want %d", text, got, want)
+		}
+	}
+	for _, tt := range []struct {
+		text    string
+		columns int
+		want    string
+	}{
+		{"short", 80, "short"}, {"exactly", 7, "exactly"}, {"too long", 7, "too lo…"}, {"too  long", 6, "too…"},
+		{"日本日本", 8, "日本日本"}, {"日本日本", 7, "日本日…"}, {"日本日本", 6, "日本…"},
+	} {
+		if got := cutWidth(tt.text, tt.columns); got != tt.want {
+			t.Errorf("%q in %d: got %q, want %q", tt.text, tt.columns, got, tt.want)
+		}
+	}
+}
+
+// On a terminal no line of a table goes on in the next; elsewhere nothing is cut.
+func TestNarrowTerminal(t *testing.T) {
+	w := newWorld(t)
+	table := newTable("NAME", "LABELS")
+	table.add("日本", strings.Repeat("x", 100))
+	table.add("web1", "y")
+	w.width = 20
+	var cut, whole bytes.Buffer
+	table.write(&results{w: &cut, width: w.width})
+	table.write(&results{w: &whole})
+	if want := "NAME  LABELS\n日本  " + strings.Repeat("x", 13) + "…\nweb1  y\n"; cut.String() != want {
+		t.Errorf("got %q, want %q", cut.String(), want)
+	}
+	if !strings.Contains(whole.String(), strings.Repeat("x", 100)) {
+		t.Errorf("got %q", whole.String())
+	}
+}
+
+// A read that found no quorum says how to read without one.
+func TestStaleIsOffered(t *testing.T) {
+	w := newWorld(t)
+	for _, tt := range []struct {
+		flags []cli.Flag
+		args  []string
+		want  string
+	}{
+		{staleFlag(), nil, "start it; what one host remembers: --stale"},
+		{staleFlag(), []string{"--stale"}, "start it"},
+		{nil, nil, "start it"},
+	} {
+		app := &cli.App{ExitErrHandler: func(*cli.Context, error) {}, Commands: []*cli.Command{
+			leaf(&cli.Command{Name: "c", Flags: tt.flags}, 0, 0, func(*cli.Context) error {
+				return fleet.Errorf(fleet.NoQuorum, "no quorum").WithHint("start it")
+			}),
+		}}
+		err := app.Run(append([]string{"x", "c"}, tt.args...))
+		if got := hintOf(err); got != tt.want || w.fail(err) != ExitNoQuorum || err.Error() != "no quorum" {
+			t.Errorf("%v: got %q of %v", tt.args, got, err)
+		}
+	}
+}

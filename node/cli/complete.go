@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -222,13 +221,13 @@ func (e *completer) flagValues(path []*cli.Command, f cli.Flag, prefix, typed st
 }
 
 // argumentWord is one word of ArgsUsage: "[NODE...]" is NODE, any number.
-var argumentWord = regexp.MustCompile(`([A-Z][A-Z-]*|[a-z]+(?:\|[a-z]+)+)[A-Z=]*(\.\.\.)?`)
+var argumentWord = onFirstUse(`([A-Z][A-Z-]*|[a-z]+(?:\|[a-z]+)+)[A-Z=]*(\.\.\.)?`)
 
 // argumentValues are the values of the n-th argument, by the words of the
 // command's ArgsUsage.
 func (e *completer) argumentValues(path []*cli.Command, n int, typed string) completion {
 	c := path[len(path)-1]
-	words := argumentWord.FindAllStringSubmatch(c.ArgsUsage, -1)
+	words := argumentWord().FindAllStringSubmatch(c.ArgsUsage, -1)
 	if c.Name == "run" || len(words) == 0 {
 		return completion{}
 	}

@@ -273,7 +273,7 @@ func TestCompletionKnowsTheWordsOfTheHelp(t *testing.T) {
 			}
 			check(path, "--"+f.Names()[0], valueName(doc.GetUsage()), e.flagValues(path, f, "", ""))
 		}
-		for i, word := range argumentWord.FindAllStringSubmatch(c.ArgsUsage, -1) {
+		for i, word := range argumentWord().FindAllStringSubmatch(c.ArgsUsage, -1) {
 			if c.Name != "run" {
 				check(path, fmt.Sprintf("argument %d", i+1), strings.TrimSuffix(word[1], "-"), e.argumentValues(path, i, ""))
 			}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -33,10 +32,10 @@ const contextFileVersion = 1
 const maxContextFile = 4 << 10
 
 // contextPattern leaves out hidden files and what editors leave behind (name~).
-var contextPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,63}$`)
+var contextPattern = onFirstUse(`^[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,63}$`)
 
 func checkContext(name string) error {
-	if !contextPattern.MatchString(name) {
+	if !contextPattern().MatchString(name) {
 		return usagef("%.80q is not the name of a context", name).
 			withHint("1 to 64 letters, digits and _.@-, beginning with a letter or digit; fleet context ls lists them")
 	}
@@ -65,7 +64,7 @@ func parseContext(b []byte) (string, error) {
 	if c.Version != contextFileVersion {
 		return "", fmt.Errorf("version %d: this release knows version %d", c.Version, contextFileVersion)
 	}
-	if !contextPattern.MatchString(c.Current) {
+	if !contextPattern().MatchString(c.Current) {
 		return "", fmt.Errorf("%.80q is not the name of a context", c.Current)
 	}
 	return c.Current, nil
@@ -133,7 +132,7 @@ func (e *env) contexts() ([]string, error) {
 	}
 	var found []string
 	for _, entry := range entries {
-		if entry.Type().IsRegular() && contextPattern.MatchString(entry.Name()) {
+		if entry.Type().IsRegular() && contextPattern().MatchString(entry.Name()) {
 			found = append(found, entry.Name())
 		}
 	}

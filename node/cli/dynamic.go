@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -48,7 +49,12 @@ const (
 // safeWord is what may be put into a shell's line: letters that mean nothing
 // to bash, zsh or fish. That a name passed its own check is not enough here:
 // what is allowed in names may grow.
-var safeWord = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.:/=@+-]{0,260}$`)
+var safeWord = onFirstUse(`^[a-zA-Z0-9][a-zA-Z0-9_.:/=@+-]{0,260}$`)
+
+// onFirstUse compiles a pattern when it is needed, not at each start.
+func onFirstUse(pattern string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
 
 // offered are the values of one kind that were learnt.
 type offered struct {
@@ -66,7 +72,7 @@ func (e *completer) dynamic(kind, head, typed string) []candidate {
 		if kind == dynamicNodes && strings.HasPrefix(value, "mi-") != strings.HasPrefix(typed, "mi-") {
 			continue // names, unless an ID was begun
 		}
-		if safeWord.MatchString(value) && validOffer(kind, value) && strings.HasPrefix(value, typed) {
+		if safeWord().MatchString(value) && validOffer(kind, value) && strings.HasPrefix(value, typed) {
 			r = append(r, candidate{head + value, about})
 		}
 		if len(r) == maxOffered {

@@ -36,7 +36,7 @@ func programHelp(w io.Writer, tree []*cli.Command) {
 		fmt.Fprintf(w, "\n%s\n", category)
 		var rows [][2]string
 		for _, c := range tree {
-			if c.Category != category {
+			if c.Category != category || c.Hidden {
 				continue
 			}
 			usage := c.Usage

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/urfave/cli/v2"
@@ -143,6 +142,8 @@ func (t *table) add(cells ...string) {
 	t.rows = append(t.rows, row)
 }
 
+// write writes the table. On a terminal a line that is too long is cut and ends
+// with "…": a line that goes on in the next is read as two.
 func (t *table) write(w io.Writer) {
 	var width []int
 	for _, row := range t.rows {
@@ -150,7 +151,7 @@ func (t *table) write(w io.Writer) {
 			if i == len(width) {
 				width = append(width, 0)
 			}
-			width[i] = max(width[i], utf8.RuneCountInString(cell))
+			width[i] = max(width[i], textWidth(cell))
 		}
 	}
 	for _, row := range t.rows {
@@ -158,10 +159,14 @@ func (t *table) write(w io.Writer) {
 		for i, cell := range row {
 			b.WriteString(cell)
 			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(cell)+2))
+				b.WriteString(strings.Repeat(" ", width[i]-textWidth(cell)+2))
 			}
 		}
-		fmt.Fprintln(w, b.String())
+		line := b.String()
+		if r, ok := w.(*results); ok && r.width > 0 {
+			line = cutWidth(line, r.width)
+		}
+		fmt.Fprintln(w, line)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // ID names one fleet: the first 16 bytes of SHA-256 over its root public key,
@@ -131,16 +132,27 @@ func NodeIDOf(agent PublicKey) NodeID {
 	return NodeID("mi-" + hex.EncodeToString(sum[:])[:17])
 }
 
+// lazy compiles a pattern when it is first used: compiling all of them took a
+// fifth of the start of the program, which completion pays at each key.
+func lazy(pattern string) lazyPattern {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
+
+type lazyPattern func() *regexp.Regexp
+
+// MatchString reports whether the pattern matches.
+func (p lazyPattern) MatchString(s string) bool { return p().MatchString(s) }
+
 var (
-	fleetIDPattern  = regexp.MustCompile(`^[0-9a-f]{32}$`)
-	nodeIDPattern   = regexp.MustCompile(`^mi-[0-9a-f]{17}$`)
-	uuidPattern     = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
-	operatorPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,63}$`)
-	targetPattern   = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?$`)
-	nodeNamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,251}[a-zA-Z0-9])?$`)
-	labelKeyPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_./-]{0,127}$`)
-	labelValPattern = regexp.MustCompile(`^[a-zA-Z0-9_. :/=+@-]{0,256}$`)
-	fleetNameRegexp = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	fleetIDPattern  = lazy(`^[0-9a-f]{32}$`)
+	nodeIDPattern   = lazy(`^mi-[0-9a-f]{17}$`)
+	uuidPattern     = lazy(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	operatorPattern = lazy(`^[a-zA-Z0-9][a-zA-Z0-9_.@-]{0,63}$`)
+	targetPattern   = lazy(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?$`)
+	nodeNamePattern = lazy(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,251}[a-zA-Z0-9])?$`)
+	labelKeyPattern = lazy(`^[a-zA-Z0-9][a-zA-Z0-9_./-]{0,127}$`)
+	labelValPattern = lazy(`^[a-zA-Z0-9_. :/=+@-]{0,256}$`)
+	fleetNameRegexp = lazy(`^[a-z0-9][a-z0-9-]{0,62}$`)
 )
 
 // ParseID parses a fleet ID.
