@@ -353,3 +353,49 @@ func TestLineWriter(t *testing.T) {
 		}
 	}
 }
+
+// More than fifty hosts are asked about, however they were selected, where
+// somebody can answer.
+func TestManyHostsAreAskedAbout(t *testing.T) {
+	for _, c := range []struct {
+		line   string
+		tty    bool
+		hosts  int
+		answer string
+		ok     bool
+		asked  bool
+	}{
+		{"run -w web[1-50] -- x", true, 50, "n\n", true, false},
+		{"run -w web[1-51] -- x", true, 51, "n\n", false, true},
+		{"run --all -- x", true, 51, "y\n", true, true},
+		{"run --all -- x", true, 5000, "\n", false, true},
+		{"run --all -y -- x", true, 5000, "n\n", true, false},
+		{"run --all -- x", false, 5000, "n\n", true, false},
+	} {
+		w := newWorld(t)
+		w.inTTY = c.tty
+		w.stdin.WriteString(c.answer)
+		err := w.confirmMany(runContext(t, c.line), c.hosts)
+		if (err == nil) != c.ok || strings.Contains(w.stderr.String(), fmt.Sprintf("Run on %d hosts? [y/N]", c.hosts)) != c.asked {
+			t.Errorf("%s, %d hosts: %v, %q", c.line, c.hosts, err, w.stderr.String())
+		}
+	}
+}
+
+// The line of the progress is not written at each of thousands of answers.
+func TestProgressIsPaced(t *testing.T) {
+	var out bytes.Buffer
+	p := &progress{w: &out, began: testNow}
+	a := newAnswers("c")
+	for i := range 1000 {
+		p.show(a, testNow.Add(time.Duration(i)*time.Millisecond))
+	}
+	if n := strings.Count(out.String(), "\r"); n != 10 {
+		t.Errorf("written %d times in a second, want 10", n)
+	}
+	p.clear()
+	p.show(a, testNow.Add(1001*time.Millisecond)) // what was cleared is written again
+	if n := strings.Count(out.String(), "done"); n != 11 {
+		t.Errorf("written %d times after it was cleared, want 11", n)
+	}
+}
