@@ -63,6 +63,9 @@ func TestAnyOutput(t *testing.T) {
 			_, details := h.reportsWithin(t, 1, time.Hour)
 			took := time.Since(begin)
 			grown := int64(resident(t, "VmHWM:")) - int64(before)
+			if step := details[0].Steps[0]; step.State != fleet.Success {
+				t.Errorf("ended as %v: %s", step.State, step.Reason)
+			}
 			s := details[0].Steps[0].Stdout
 			if want := digestOf(test.unit, total); s.Total != total || s.Digest != want || s.Stored != DefaultStreamCap {
 				t.Errorf("%d bytes with %s, %d kept, want %d with %s, %d kept", s.Total, s.Digest, s.Stored, total, want, DefaultStreamCap)

@@ -3,10 +3,12 @@ package runcmd
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -36,7 +38,10 @@ type world struct {
 func keyOfSeed(n byte) identity.PrivateKey { return identity.KeyFromSeed([32]byte{n}) }
 
 func newWorld(begin time.Time) *world {
-	w := &world{fleet: fleet.IDOf(keyOfSeed(1).Public()), host: keyOfSeed(2), begin: begin}
+	// The host is another one each time: processes of commands are found by its
+	// ID, and tests of two checkouts may run on one machine.
+	host := identity.KeyFromSeed(sha256.Sum256([]byte(strconv.FormatInt(begin.UnixNano(), 10))))
+	w := &world{fleet: fleet.IDOf(keyOfSeed(1).Public()), host: host, begin: begin}
 	w.trust = &identity.Trust{Fleet: w.fleet, Epoch: 1, Version: 3, K: 2}
 	for n := byte(10); n < 13; n++ {
 		voter := keyOfSeed(n)
