@@ -38,7 +38,7 @@ func TestAnyOutput(t *testing.T) {
 	}{
 		{"zeros without a line break", strings.Repeat("\x00", 4096), "head -c %d /dev/zero"},
 		{"short lines", "y\n", "yes | head -c %d"},
-		{"one long line", "0123456789abcdef", "yes 0123456789abcdef | tr -d '\\n' | head -c %d"},
+		{"lines of 100,000 bytes", strings.Repeat("x", 100_000) + "\n", `yes "$(head -c 100000 /dev/zero | tr '\0' x)" | head -c %d`},
 		{"binary, not UTF-8", "\xff\xfe\x80\n", `yes "$(printf '\377\376\200')" | head -c %d`},
 	}
 	var table strings.Builder
