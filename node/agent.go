@@ -63,6 +63,9 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 		}
 	}
 	n.view.merge(voter, resp)
+	if n.inbound.set(presence.Dial(resp.Dial)) {
+		n.log.Info("the leader has dialled this host", "answered", presence.Dial(resp.Dial) == presence.Answers)
+	}
 	if len(resp.NodeRecord) > 0 {
 		n.setRecord(resp.NodeRecord)
 	}

@@ -20,6 +20,12 @@ func (n *Node) LocalStatus() fleet.LocalStatus {
 		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.hostWarnings(),
 		Containment: n.cfg.Cgroups.String(),
 	}
+	switch dial, _ := n.inbound.get(); dial {
+	case presence.Answers:
+		s.Reach = fleet.ReachDirect
+	case presence.Silent:
+		s.Reach = fleet.ReachReverse
+	}
 	if heard := n.beats.LastHeard(); !heard.IsZero() {
 		s.HeartbeatAge = now.Sub(heard).Seconds()
 		s.QuorumReachable = now.Sub(heard) < 3*n.heartbeatInterval() && s.Leader != ""

@@ -76,7 +76,7 @@ func (n *Node) startMember() error {
 	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
 	m.rpc.UseRelays(m.otherVoters)
 	m.control = control.New(control.Config{
-		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: n.seen, Blobs: n.blobs,
+		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: m.presence, Blobs: n.blobs,
 		Clock: m.mayStamp,
 		Now:   n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
@@ -167,6 +167,7 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 	}
 	m.n.beats.Kick()
 	wg.Go(func() { m.control.Reconcile(ctx) })
+	wg.Go(func() { m.probe(ctx) })
 	return m.dispatch.Lead(ctx)
 }
 
@@ -263,6 +264,9 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 		LastSeen: now, Version: req.Version, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings,
 	})
 	resp := &rpc.HeartbeatResponse{Nonce: req.Nonce, Time: now.UnixNano(), Leader: m.quorum.Leader()}
+	if resp.Leader == m.n.info.Node {
+		resp.Dial = uint8(m.reachOf(peer.Node).Dial)
+	}
 	if t := store.Trust(); t != nil && t.Version > req.TrustVersion {
 		resp.Trust = t.Raw()
 	}

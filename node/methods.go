@@ -65,8 +65,8 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodRelay, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.RelayRequest) (*rpc.RelayResponse, error) {
 		return m.rpc.Relay(ctx, req)
 	}))
-	rpc.Handle(s, rpc.MethodPresence, asMember(n, func(context.Context, *member, identity.Peer, *rpc.Empty) (*rpc.PresenceResponse, error) {
-		return n.presence(), nil
+	rpc.Handle(s, rpc.MethodPresence, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.PresenceResponse, error) {
+		return m.presence(), nil
 	}))
 }
 
@@ -139,10 +139,22 @@ func (n *Node) putBlobHere(_ context.Context, peer identity.Peer, head []byte, b
 	return m.keepBlob(h, body)
 }
 
-func (n *Node) presence() *rpc.PresenceResponse {
-	resp := &rpc.PresenceResponse{}
-	for id, s := range n.seen.All() {
-		resp.Rows = append(resp.Rows, rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Warnings: s.Warnings})
+// presence is what this voter heard of the hosts, and how it gets to them.
+func (m *member) presence() *rpc.PresenceResponse {
+	rows := map[fleet.NodeID]rpc.PresenceRow{}
+	for id, s := range m.n.seen.All() {
+		rows[id] = rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Warnings: s.Warnings}
+	}
+	for _, id := range m.rpc.Reversed() { // it may have told others that it is there
+		if _, heard := rows[id]; !heard {
+			rows[id] = rpc.PresenceRow{ID: id}
+		}
+	}
+	resp := &rpc.PresenceResponse{Rows: make([]rpc.PresenceRow, 0, len(rows))}
+	for id, row := range rows {
+		reach := m.reachOf(id)
+		row.Reverse, row.Dial = reach.Reverse, uint8(reach.Dial)
+		resp.Rows = append(resp.Rows, row)
 	}
 	return resp
 }

@@ -102,6 +102,7 @@ type Node struct {
 	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
 	view      *view
 	boot      string
+	inbound   inbound
 
 	ctx    context.Context // ends when the host stops
 	cancel context.CancelCauseFunc
@@ -131,6 +132,7 @@ func New(cfg Config) (_ *Node, err error) {
 		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}),
 	}
 	n.view = newView(n.cfg.Now)
+	n.inbound.changed = make(chan struct{})
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	var undo []func() error
 	defer func() {

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"fleet/node/api/client"
 	"fleet/node/fleet"
 	"fleet/node/rpc"
 )
@@ -178,6 +179,108 @@ func TestRelayRefuses(t *testing.T) {
 		}
 		if resp, err := relay("mi-0123456789abcdef0", rpc.MethodCandidate); err != nil || resp.Found {
 			t.Errorf("relay to a host without a connection: %+v, %v; want not found", resp, err)
+		}
+	})
+}
+
+// reach is what the fleet says of the way to a host.
+func (b *bubble) reach(c *client.Client, host string) (how string, via fleet.NodeID) {
+	b.t.Helper()
+	var got fleet.DescribeNodesResult
+	if err := c.Call(b.t.Context(), "DescribeNodes", fleet.DescribeNodesRequest{Nodes: []string{host}}, &got); err != nil {
+		b.t.Fatal(err)
+	}
+	return got.Nodes[0].Reach, got.Nodes[0].ReachVia
+}
+
+func (b *bubble) awaitReach(host, want string, within time.Duration) (via fleet.NodeID) {
+	b.t.Helper()
+	c := b.client()
+	defer c.Close()
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		got, via := b.reach(c, host)
+		if got == want {
+			return via
+		}
+		if time.Since(began) > within {
+			b.t.Fatalf("%s is reached %q after %s, want %q", host, got, within, want)
+		}
+	}
+}
+
+// gossiped is what another host's ring says of a host: a hint.
+func (b *bubble) gossiped(by, of string) string {
+	ring := b.nodes[by].ringRef.Load()
+	if ring == nil {
+		return ""
+	}
+	for _, m := range ring.Members() {
+		if m.Node == b.nodes[of].ID() {
+			return m.State.String()
+		}
+	}
+	return ""
+}
+
+// TestReach follows what operators and the host itself are told of the way to
+// it, and that a host that cannot be dialled keeps out of the ring.
+func TestReach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := firewalled(t)
+		defer b.stopAll()
+		leader := b.awaitLeader("")
+		b.awaitReach("n4", fleet.ReachDirect, time.Minute)
+		b.awaitReach(leader, fleet.ReachDirect, time.Minute)
+		b.awaitReach("n5", fleet.ReachReverse, 2*time.Minute)
+		own := func() string { return b.nodes["n5"].LocalStatus().Reach }
+		for began := time.Now(); own() != fleet.ReachReverse; time.Sleep(time.Second) {
+			if time.Since(began) > time.Minute {
+				t.Fatalf("n5 says that it is reached %q", own())
+			}
+		}
+		if got := b.nodes["n4"].LocalStatus().Reach; got != fleet.ReachDirect {
+			t.Errorf("n4 says that it is reached %q", got)
+		}
+
+		// It is out of the ring, and stays out: nobody sees it come and go.
+		time.Sleep(2 * time.Minute)
+		for range 240 {
+			if got := b.gossiped("n4", "n5"); got == "alive" {
+				t.Fatalf("n4's ring has n5 as %s", got)
+			}
+			time.Sleep(time.Second)
+		}
+		if got := b.nodes["n4"].LocalStatus().RingAlive; got != 4 {
+			t.Errorf("%d in the ring, want the other 4", got)
+		}
+		b.quick("out of the ring", 2*runTime+time.Second)
+
+		// The leader is cut off from it: another voter has a connection.
+		b.net.Cut(b.hosts[leader], b.hosts["n5"])
+		if via := b.awaitReach("n5", fleet.ReachRelayed, time.Minute); via == "" || via == b.nodes[leader].ID() {
+			t.Errorf("reached via %q", via)
+		}
+		b.net.HealAll()
+		b.awaitReach("n5", fleet.ReachReverse, time.Minute)
+
+		// It is off.
+		b.hosts["n5"].Down()
+		n5 := b.nodes["n5"]
+		delete(b.nodes, "n5")
+		n5.cancel(errStopped)
+		<-n5.Done()
+		b.awaitReach("n5", fleet.ReachUnreachable, 2*time.Minute)
+
+		// It comes back without its firewall.
+		b.hosts["n5"].Up()
+		b.hosts["n5"].Firewall(false)
+		b.start("n5")
+		b.ready("n5")
+		b.awaitReach("n5", fleet.ReachDirect, 6*time.Minute)
+		for began := time.Now(); b.gossiped("n4", "n5") != "alive"; time.Sleep(time.Second) {
+			if time.Since(began) > 5*time.Minute {
+				t.Fatalf("n4's ring has n5 as %q", b.gossiped("n4", "n5"))
+			}
 		}
 	})
 }

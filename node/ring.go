@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"fleet/gossip"
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/presence"
 	"fleet/node/transport"
 )
 
@@ -20,9 +22,59 @@ const Cell = ""
 // recordWait is how long a host waits before it looks again for its node record.
 const recordWait = time.Second
 
-// runRing takes part in gossip. A host needs its signed node record for that;
-// until the quorum has given one it waits.
+// inbound is whether the leader can dial this host, as it says.
+type inbound struct {
+	mu      sync.Mutex // guards the rest
+	dial    presence.Dial
+	changed chan struct{} // closed and replaced when dial changes
+}
+
+// set reports whether dial is news. That nothing is known is none: a new leader
+// begins with that.
+func (i *inbound) set(dial presence.Dial) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if dial == i.dial || dial != presence.Answers && dial != presence.Silent {
+		return false
+	}
+	i.dial = dial
+	close(i.changed)
+	i.changed = make(chan struct{})
+	return true
+}
+
+func (i *inbound) get() (presence.Dial, <-chan struct{}) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.dial, i.changed
+}
+
+// runRing takes part in gossip while others can reach this host. One that
+// cannot be dialled could not answer the probes of the ring: it would be
+// suspected and come back for ever, and everybody would hear of it each time.
+// It misses nothing: what it must know comes with heartbeats.
 func (n *Node) runRing(ctx context.Context) error {
+	for ctx.Err() == nil {
+		dial, changed := n.inbound.get()
+		if dial == presence.Silent {
+			n.log.Info("not in the ring: this host cannot be dialled")
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		if err := n.inRing(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inRing takes part in gossip until ctx is done or the leader cannot dial this
+// host. A host needs its signed node record for that; until the quorum has
+// given one it waits.
+func (n *Node) inRing(ctx context.Context) error {
 	if err := n.ownRecord(ctx); err != nil {
 		return nil // stopped first
 	}
@@ -53,7 +105,13 @@ func (n *Node) runRing(ctx context.Context) error {
 		return err
 	}
 	n.ringRef.Store(ring)
-	<-ctx.Done()
+	defer n.ringRef.Store(nil)
+	for dial, changed := n.inbound.get(); ctx.Err() == nil && dial != presence.Silent; dial, changed = n.inbound.get() {
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+	}
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	if err := ring.Leave(leaving); err != nil {

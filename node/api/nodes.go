@@ -74,6 +74,7 @@ func (s *said) view(n *fleet.Node) fleet.NodeView {
 		Role: s.role(n.ID), Leader: s.quorum.Leader == n.ID, PingStatus: s.ping(n.ID),
 		ActivationId: n.Activation, Enrolled: fleet.InstantOf(n.Enrolled),
 	}
+	v.Reach, v.ReachVia = s.reach(n.ID)
 	if seen, ok := s.seen[n.ID]; ok {
 		v.AgentVersion, v.Warnings = seen.Version, seen.Warnings
 		if !seen.LastSeen.IsZero() {
@@ -81,6 +82,35 @@ func (s *said) view(n *fleet.Node) fleet.NodeView {
 		}
 	}
 	return v
+}
+
+// reach is how the leader gets to a host, by what it and the others say.
+func (s *said) reach(id fleet.NodeID) (how string, via fleet.NodeID) {
+	of := s.seen[id].Reach
+	leader := of[s.quorum.Leader]
+	var others []fleet.NodeID
+	for voter, r := range of {
+		if r.Reverse && voter != s.quorum.Leader {
+			others = append(others, voter)
+		}
+	}
+	slices.Sort(others)
+	known := s.quorum.Leader != ""
+	switch {
+	case known && !leader.Reverse && len(others) == 0 && s.ping(id) == fleet.PingConnectionLost:
+		return fleet.ReachUnreachable, "" // whatever was once known of dialling it
+	case leader.Dial == presence.Answers:
+		return fleet.ReachDirect, ""
+	case leader.Reverse && leader.Dial == presence.NotDialled:
+		return "", "" // it is called, and one does not know yet whether it could be dialled
+	case leader.Reverse:
+		return fleet.ReachReverse, ""
+	case len(others) > 0 && known:
+		return fleet.ReachRelayed, others[0]
+	case leader.Dial == presence.Silent:
+		return fleet.ReachUnreachable, ""
+	}
+	return "", ""
 }
 
 func nodeKey(n *fleet.Node) string { return string(n.ID) }
@@ -118,7 +148,7 @@ func describeNodes(ctx context.Context, c *call, store *state.Store,
 	for _, n := range page {
 		v := s.view(n)
 		if req.Brief {
-			v.Role, v.PingStatus = "", ""
+			v.Role, v.PingStatus, v.Reach, v.ReachVia = "", "", "", ""
 		}
 		result.Nodes = append(result.Nodes, v)
 	}

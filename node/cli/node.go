@@ -141,9 +141,10 @@ func (e *env) nodeTable(w io.Writer, nodes []fleet.NodeView) {
 		}
 		return strings.Compare(string(a.InstanceId), string(b.InstanceId))
 	})
-	t := newTable("NAME", "ID", "ROLE", "STATUS", "HEARD", "ADDRESS", "VERSION", "LABELS")
+	t := newTable("NAME", "ID", "ROLE", "STATUS", "HEARD", "REACH", "ADDRESS", "VERSION", "LABELS")
+	byID := namesOf(nodes)
 	for _, n := range nodes {
-		t.add(n.Name, string(n.InstanceId), roleText(n.Role, n.Leader), n.PingStatus, ago(e.now(), n.LastPing), n.Address,
+		t.add(n.Name, string(n.InstanceId), roleText(n.Role, n.Leader), n.PingStatus, ago(e.now(), n.LastPing), reachText(n.Reach, byID[n.ReachVia]), n.Address,
 			n.AgentVersion, labelText(n.Labels))
 	}
 	t.write(w)
@@ -159,6 +160,23 @@ func roleText(role string, leader bool) string {
 		return "leader"
 	}
 	return role
+}
+
+// reachText says how the quorum calls a host.
+func reachText(reach, via string) string {
+	if reach == fleet.ReachRelayed {
+		return strings.TrimSpace(reach + " " + via)
+	}
+	return reach
+}
+
+// namesOf are the names of nodes, where they differ from one another or not.
+func namesOf(nodes []fleet.NodeView) map[fleet.NodeID]string {
+	names := map[fleet.NodeID]string{}
+	for _, n := range nodes {
+		names[n.InstanceId] = n.Name
+	}
+	return names
 }
 
 func labelText(labels map[string]string) string {
@@ -223,7 +241,7 @@ func (e *env) nodeShow(c *cli.Context) error {
 	}
 	return e.print(c, result{value: n, names: []string{string(n.InstanceId)}, table: func(w io.Writer) {
 		properties(w, "name", n.Name, "ID", string(n.InstanceId), "role", roleText(n.Role, n.Leader), "status", n.PingStatus,
-			"heard", ago(e.now(), n.LastPing), "address", n.Address, "version", n.AgentVersion, "labels", labelText(n.Labels),
+			"heard", ago(e.now(), n.LastPing), "reach", reachText(n.Reach, string(n.ReachVia)), "address", n.Address, "version", n.AgentVersion, "labels", labelText(n.Labels),
 			"enrolled", date(n.Enrolled), "activation", string(n.ActivationId), "warnings", strings.Join(n.Warnings, " "))
 	}})
 }

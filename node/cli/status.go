@@ -105,7 +105,7 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 		}
 		candidate := h.Candidate
 		properties(w, "host", h.Name+"  "+string(h.InstanceId), "fleet", h.FleetName+"  "+string(h.FleetId), "role", h.Role,
-			"address", h.Address,
+			"address", strings.TrimSpace(h.Address+"  "+reachText(h.Reach, "")),
 			"quorum", quorum, "ring", fmt.Sprintf("%d alive", h.RingAlive), "running", fmt.Sprint(h.OpenInvocations), "containment", h.Containment,
 			"data", h.DataDir, "version", h.Version, "fingerprint", candidate)
 		e.warningLines(h.Warnings)

@@ -46,7 +46,7 @@ type Config struct {
 	Quorum   *quorum.Quorum
 	FSM      *raftfsm.FSM
 	RPC      *rpc.Client
-	Presence *presence.Table
+	Presence func() *rpc.PresenceResponse // what this host heard, as it would answer another
 	Blobs    *blob.Store
 	Now      func() time.Time
 	Logger   *slog.Logger
@@ -389,7 +389,18 @@ func (c *Control) Eligible(context.Context) ([]fleet.NodeID, error) {
 
 // Presence merges what the voters that answer have heard.
 func (c *Control) Presence(ctx context.Context) map[fleet.NodeID]presence.Seen {
-	all := c.cfg.Presence.All()
+	all := map[fleet.NodeID]presence.Seen{}
+	merge := func(voter fleet.NodeID, resp *rpc.PresenceResponse) {
+		for _, row := range resp.Rows {
+			s := presence.Seen{Version: row.Version, Warnings: row.Warnings, Reach: map[fleet.NodeID]presence.Reach{
+				voter: {Reverse: row.Reverse, Dial: presence.Dial(row.Dial)}}}
+			if row.LastSeen != 0 {
+				s.LastSeen = time.Unix(0, row.LastSeen)
+			}
+			presence.Merge(all, row.ID, s)
+		}
+	}
+	merge(c.cfg.Self, c.cfg.Presence())
 	servers, err := c.cfg.Quorum.Servers()
 	if err != nil {
 		c.cfg.Logger.Warn("presence of other voters not asked", "err", err)
@@ -411,12 +422,9 @@ func (c *Control) Presence(ctx context.Context) map[fleet.NodeID]presence.Seen {
 		})
 	}
 	wg.Wait()
-	for _, a := range answers {
-		if a == nil {
-			continue
-		}
-		for _, row := range a.Rows {
-			presence.Merge(all, row.ID, presence.Seen{LastSeen: time.Unix(0, row.LastSeen), Version: row.Version, Warnings: row.Warnings})
+	for i, a := range answers {
+		if a != nil {
+			merge(servers[i].ID, a)
 		}
 	}
 	return all

@@ -78,7 +78,21 @@ type NodeView struct {
 	ActivationId ActivationID      `json:"ActivationId,omitempty"`
 	Enrolled     Instant           `json:"Enrolled"`
 	Warnings     []string          `json:"Warnings,omitempty"`
+
+	// Reach is how the quorum calls the host, one of the words Reach...; absent
+	// while nothing is known, and when Brief. ReachVia is the quorum host with
+	// ReachVia.
+	Reach    string `json:"Reach,omitempty"`
+	ReachVia NodeID `json:"ReachVia,omitempty"`
 }
+
+// How the quorum calls a host.
+const (
+	ReachDirect      = "direct"        // the leader can dial it
+	ReachReverse     = "outbound-only" // only over the connection that it keeps to the leader
+	ReachRelayed     = "via"           // only through another quorum host to which it keeps one
+	ReachUnreachable = "unreachable"   // neither
+)
 
 // GetCallerIdentityRequest has no members.
 type GetCallerIdentityRequest struct{}
@@ -309,7 +323,8 @@ type LocalStatus struct {
 	Name            string    `json:"Name"`
 	Role            string    `json:"Role"`
 	DataDir         string    `json:"DataDir"`
-	Address         string    `json:"Address"` // where others reach it
+	Address         string    `json:"Address"`         // where others reach it
+	Reach           string    `json:"Reach,omitempty"` // ReachDirect or ReachReverse, as the leader says; absent while it does not
 	Leader          NodeID    `json:"Leader,omitempty"`
 	QuorumReachable bool      `json:"QuorumReachable"`
 	HeartbeatAge    float64   `json:"HeartbeatAge"` // seconds since a voter answered one; negative for never

@@ -17,12 +17,30 @@ import (
 
 // Seen is what a voter last heard from a host.
 type Seen struct {
-	LastSeen time.Time // by the voter's clock
-	Version  string    // of the program on the host
-	Boot     string    // the host's boot ID
-	Trust    uint32    // version of trust.json that the host holds
-	Warnings []string  // codes, at most 8
+	LastSeen time.Time              // by the voter's clock
+	Version  string                 // of the program on the host
+	Boot     string                 // the host's boot ID
+	Trust    uint32                 // version of trust.json that the host holds
+	Warnings []string               // codes, at most 8
+	Reach    map[fleet.NodeID]Reach // by quorum host, in answers that several made; nil in a Table
 }
+
+// Reach is how one quorum host gets to a host.
+type Reach struct {
+	Reverse bool // the host keeps a connection open to it
+	Dial    Dial
+}
+
+// Dial is what a quorum host knows of dialling a host. The numbers cross the
+// wire: append only.
+type Dial uint8
+
+// What is known of dialling.
+const (
+	NotDialled Dial = 0
+	Answers    Dial = 1
+	Silent     Dial = 2 // it did not answer several times
+)
 
 // Table holds the newest heartbeat of each host. It is bounded by its caller,
 // which records enrolled hosts only.
@@ -62,9 +80,20 @@ func (t *Table) All() map[fleet.NodeID]Seen {
 	return all
 }
 
-// Merge adds rows of another voter's table; the newer of two rows stays.
+// Merge adds rows of another voter's table; the newer of two rows stays. What
+// each says of its way to the host is kept.
 func Merge(into map[fleet.NodeID]Seen, node fleet.NodeID, s Seen) {
-	if s.LastSeen.After(into[node].LastSeen) {
-		into[node] = s
+	have := into[node]
+	reach := have.Reach
+	if s.LastSeen.After(have.LastSeen) {
+		have = s
 	}
+	for voter, r := range s.Reach {
+		if reach == nil {
+			reach = map[fleet.NodeID]Reach{}
+		}
+		reach[voter] = r
+	}
+	have.Reach = reach
+	into[node] = have
 }

@@ -45,6 +45,10 @@ type HeartbeatResponse struct {
 	ViewIndex  uint64       `msgpack:"i"`           // what the view covers after these rows
 	Leader     fleet.NodeID `msgpack:"l,omitempty"`
 	NodeRecord []byte       `msgpack:"r,omitempty"` // a newer one of the caller's own
+
+	// Dial says whether the leader can dial the caller: a number of
+	// presence.Dial; 0 for not known.
+	Dial uint8 `msgpack:"d,omitempty"`
 }
 
 // Validate checks the rows.
@@ -331,9 +335,11 @@ type PresenceResponse struct {
 // PresenceRow is the last that a voter heard of one host.
 type PresenceRow struct {
 	ID       fleet.NodeID `msgpack:"i"`
-	LastSeen int64        `msgpack:"t"` // the voter's clock
+	LastSeen int64        `msgpack:"t"` // the voter's clock; 0 for not yet
 	Version  string       `msgpack:"v,omitempty"`
 	Warnings []string     `msgpack:"w,omitempty"`
+	Reverse  bool         `msgpack:"o,omitempty"` // the host keeps a connection open to the voter
+	Dial     uint8        `msgpack:"d,omitempty"` // presence.Dial
 }
 
 // Validate checks every row.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"time"
@@ -36,12 +37,12 @@ const (
 // way is what calls to one host taught.
 type way struct {
 	dialled time.Time    // when it was dialled last; zero for never
-	answers bool         // whether it answered then
+	fails   int          // dials in a row that failed since it last answered
 	via     fleet.NodeID // the quorum host through which the last call went; "" for none
 }
 
 func (w way) dialFails() bool {
-	return !w.answers && !w.dialled.IsZero() && time.Since(w.dialled) < redial
+	return w.fails > 0 && time.Since(w.dialled) < redial
 }
 
 // UseRelays names the quorum hosts, other than this one, through which hosts may
@@ -154,7 +155,12 @@ func (c *Client) learnLocked(node fleet.NodeID, change func(w *way)) {
 // noteDialLocked remembers whether a host could be dialled.
 func (c *Client) noteDialLocked(to Target, err error) {
 	if to.Role == fleet.RoleAgent {
-		c.learnLocked(to.Node, func(w *way) { w.dialled, w.answers = time.Now(), err == nil })
+		c.learnLocked(to.Node, func(w *way) {
+			w.dialled = time.Now()
+			if w.fails++; err == nil {
+				w.fails = 0
+			}
+		})
 	}
 }
 
@@ -346,11 +352,36 @@ func (c *Client) streamConn(ctx context.Context, to Target) (*peerConn, error) {
 	return pc, err
 }
 
+// Reversed lists the hosts that keep a connection open to this one.
+func (c *Client) Reversed() []fleet.NodeID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.reverse))
+}
+
+// Probe dials a host to find out whether it can be.
+func (c *Client) Probe(ctx context.Context, node fleet.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	to := Target{Node: node, Role: fleet.RoleAgent}
+	conn, err := c.dial(ctx, to.Node, to.Role)
+	if err != nil && context.Cause(ctx) == context.Canceled {
+		return err // it says nothing of the host
+	}
+	c.mu.Lock()
+	c.noteDialLocked(to, err)
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
 // Reach is how calls from here get to a host.
 type Reach struct {
 	Reverse bool         // the host keeps a connection open to this one
-	Dialled bool         // it was dialled at least once
-	Answers bool         // the last dial succeeded
+	Dialled time.Time    // when it was dialled last; zero for never
+	Fails   int          // dials in a row that failed since it last answered
 	Via     fleet.NodeID // the quorum host through which the last call went
 }
 
@@ -359,5 +390,5 @@ func (c *Client) Reach(node fleet.NodeID) Reach {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := c.ways[node]
-	return Reach{Reverse: c.reverse[node] != nil, Dialled: !w.dialled.IsZero(), Answers: w.answers, Via: w.via}
+	return Reach{Reverse: c.reverse[node] != nil, Dialled: w.dialled, Fails: w.fails, Via: w.via}
 }

@@ -32,7 +32,8 @@ var update = flag.Bool("update", false, "rewrite testdata")
 // samples holds one filled value of every body.
 func samples() []any {
 	sum := fleet.Sum([]byte("x"))
-	row := PresenceRow{ID: nodeA, LastSeen: 1790000000000000000, Version: "1.2.3", Warnings: []string{"clock 3s behind"}}
+	row := PresenceRow{ID: nodeA, LastSeen: 1790000000000000000, Version: "1.2.3", Warnings: []string{"clock 3s behind"},
+		Reverse: true, Dial: 1}
 	report := ReportRequest{Result: []byte("result"), Detail: []byte("detail")}
 	const command = "01234567-89ab-cdef-0123-456789abcdef"
 	return []any{
@@ -40,7 +41,7 @@ func samples() []any {
 		&HeartbeatRequest{Nonce: [16]byte{1}, Version: "1.2.3", TrustVersion: 4, ViewIndex: 99, Boot: "b1",
 			Warnings: []string{"disk 95 % full"}},
 		&HeartbeatResponse{Nonce: [16]byte{1}, Time: 1790000000000000000, Trust: []byte("{}"), ViewIndex: 100,
-			Leader: nodeB, NodeRecord: []byte{1}, View: []ViewRow{
+			Leader: nodeB, NodeRecord: []byte{1}, Dial: 2, View: []ViewRow{
 				{ID: nodeA, Name: "web1", Labels: map[string]string{"role": "web", "dc": "a"}, Address: "10.0.0.1:7790"},
 				{ID: nodeB, Removed: true}}},
 		&report,
