@@ -152,7 +152,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	if n.transport, err = transport.New(transport.Config{
 		Fleet: info.Fleet, Listen: cfg.Listen, Listener: cfg.Listener, Packet: cfg.Packet, Dial: cfg.Dial,
-		Agent: n.agentTLS.Load, Quorum: n.quorumTLS.Load, Admit: n.admit, Now: cfg.Now,
+		Agent: n.agentTLS.Load, Quorum: n.quorumTLS.Load, Admit: n.admit, Splice: n.Splice, Now: cfg.Now,
 		Logger: n.log.With("component", "transport"),
 	}); err != nil {
 		return nil, err

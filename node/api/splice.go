@@ -13,6 +13,7 @@ import (
 
 	"fleet/node/api/client"
 	"fleet/node/fleet"
+	"fleet/node/transport"
 )
 
 // An operator on a host that is not of the quorum reaches a quorum host through
@@ -27,10 +28,6 @@ const (
 	// maxSplices leaves half of the local socket's connections to who only asks
 	// how this host is.
 	maxSplices = maxLocalConns / 2
-
-	// spliceIdle ends a splice over which nothing passes: longer than the quorum
-	// keeps an idle operator, so that it is the one to end it.
-	spliceIdle = idleTimeout + time.Minute
 
 	spliceDialTimeout = 10 * time.Second
 )
@@ -81,7 +78,7 @@ func (s *splicer) serve(w http.ResponseWriter, r *http.Request) {
 		return // the client has gone
 	}
 	s.log.Debug("operator passed on to the quorum", "addr", quorum.RemoteAddr())
-	splice(s.ctx, readerConn{conn, buffered.Reader}, quorum, spliceIdle)
+	transport.Splice(s.ctx, readerConn{conn, buffered.Reader}, quorum, transport.SpliceIdle)
 }
 
 // readerConn is a connection of which some bytes were read already.
@@ -91,38 +88,3 @@ type readerConn struct {
 }
 
 func (c readerConn) Read(b []byte) (int, error) { return c.r.Read(b) }
-
-// splice passes bytes both ways until one side ends, nothing passes for a while
-// or ctx is done, and closes both. (TLS has its own farewell: a side that has
-// ended will not read either.)
-func splice(ctx context.Context, a, b net.Conn, idle time.Duration) {
-	end := sync.OnceFunc(func() {
-		_ = a.Close() // whoever is left sees it
-		_ = b.Close()
-	})
-	defer end()
-	stop := context.AfterFunc(ctx, end)
-	defer stop()
-	quiet := time.AfterFunc(idle, end)
-	defer quiet.Stop()
-	var ways sync.WaitGroup
-	pass := func(to, from net.Conn) {
-		defer end()
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := from.Read(buf)
-			if n > 0 {
-				quiet.Reset(idle)
-				if _, err := to.Write(buf[:n]); err != nil {
-					return
-				}
-			}
-			if err != nil {
-				return
-			}
-		}
-	}
-	ways.Go(func() { pass(a, b) })
-	ways.Go(func() { pass(b, a) })
-	ways.Wait()
-}

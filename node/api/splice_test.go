@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"fleet/node/api/client"
@@ -125,32 +124,4 @@ func TestSpliceWithoutQuorum(t *testing.T) {
 		_ = c.Close()
 		t.Error("an agent that does not answer was waited for")
 	}
-}
-
-// Nothing passes for a while: the splice ends, and not before.
-func TestSpliceEndsWhenIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		operator, a := net.Pipe()
-		b, quorum := net.Pipe()
-		done := make(chan struct{})
-		go func() {
-			splice(t.Context(), a, b, time.Minute)
-			close(done)
-		}()
-		for range 5 {
-			time.Sleep(50 * time.Second)
-			go func() { _, _ = operator.Write([]byte("x")) }()
-			if _, err := io.ReadFull(quorum, make([]byte, 1)); err != nil {
-				t.Fatalf("ended while it was used: %v", err)
-			}
-		}
-		began := time.Now()
-		<-done
-		if took := time.Since(began); took != time.Minute {
-			t.Errorf("ended after %v without a byte, want a minute", took)
-		}
-		if _, err := operator.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("the operator's side: %v", err)
-		}
-	})
 }

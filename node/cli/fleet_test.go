@@ -249,9 +249,8 @@ func TestJoinTakesTheActivationsName(t *testing.T) {
 		}
 	}
 	for _, n := range f.Nodes() {
-		code := w.run(t, "node", "ls", "--connect", n.Address())
-		if votes := n == f.Leader(); votes != (code == 0) ||
-			!votes && !strings.Contains(w.stderr.String(), n.Address()+" is a host of the fleet, but not of its quorum\nhint:") {
+		// An ordinary host passes on to the quorum.
+		if code := w.run(t, "node", "ls", "--connect", n.Address()); code != 0 {
 			t.Errorf("%s: exit %d: %s", n.Address(), code, w.stderr.String())
 		}
 	}

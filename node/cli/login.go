@@ -257,10 +257,6 @@ func (e *env) peek(ctx context.Context, addresses []string) (seen transport.Seen
 		if err == nil {
 			return seen, addr, nil
 		}
-		if errors.Is(err, transport.ErrOtherProtocol) {
-			err = fleet.Errorf(fleet.Unavailable, "%s answers, but is not a quorum host", addr).
-				WithHint("name a host that \"fleet quorum ls\" lists")
-		}
 		failures = append(failures, err)
 	}
 	if len(failures) == 1 {

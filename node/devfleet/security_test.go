@@ -564,10 +564,13 @@ func (r *raid) reversePort(ctx context.Context, at place, addr string) error {
 	return nil
 }
 
-// apiPort: a host's key is no operator's, under whatever name.
+// apiPort: a host's key is no operator's, under whatever name. An ordinary host
+// passes him on to a quorum host, which says so.
 func (r *raid) apiPort(ctx context.Context, at place, addr string) error {
 	if !at.member {
-		return closed(ctx, addr, transport.API, "quorum", nil)
+		if err := closed(ctx, addr, transport.API, "quorum."+string(at.to.Node), nil); err != nil {
+			return err
+		}
 	}
 	cred := r.cred
 	cred.Key = r.key

@@ -61,9 +61,21 @@ func TestThroughAnOrdinaryHost(t *testing.T) {
 		strings.Contains(err.Error(), "agent") {
 		t.Errorf("without an agent: %v", err)
 	}
+	// From outside, the port of an ordinary host leads to the quorum too.
+	outside, err := open(nil, client.Options{Addresses: []string{f.Nodes()[3].Address()}})
+	if err != nil {
+		t.Fatalf("through the port of an ordinary host: %v", err)
+	}
+	var quorum fleet.DescribeQuorumResult
+	if err := outside.Call(t.Context(), "DescribeQuorum", fleet.DescribeQuorumRequest{}, &quorum); err != nil || len(quorum.Members) != 3 {
+		t.Errorf("through the port of an ordinary host: %+v, %v", quorum, err)
+	}
+	if outside.Node() == f.Nodes()[3].ID() {
+		t.Error("the ordinary host answered itself")
+	}
+	outside.Close()
 	// An operator that the quorum does not know is told so by the quorum.
 	stranger := cred
-	var err error
 	if stranger.Key, err = identity.GenerateKey(); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +135,8 @@ func TestAgentThatLies(t *testing.T) {
 		to   func(context.Context) (net.Conn, error)
 		kind fleet.Kind
 	}{
-		"an ordinary host":      {direct(f.Nodes()[1].Address()), fleet.NoQuorum},
+		"an ordinary host": {direct(f.Nodes()[1].Address()), fleet.Other}, // which passes him on
+
 		"another fleet":         {direct(other.Nodes()[0].Address()), fleet.Unauthenticated},
 		"something else":        {direct(web.Addr().String()), fleet.NoQuorum},
 		"a refusal of its own":  {func(context.Context) (net.Conn, error) { return nil, fleet.Errorf(fleet.Denied, "no") }, fleet.NoQuorum},

@@ -49,16 +49,23 @@ func (t *Transport) acceptLoop(ctx context.Context, handshakes *sync.WaitGroup) 
 
 // serve takes one connection through its handshake to its listener.
 func (t *Transport) serve(ctx context.Context, raw net.Conn, slot *slot) {
+	running := ctx
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Limits.Handshake)
 	defer cancel()
-	h := &handshake{t: t}
-	conn := tls.Server(raw, &tls.Config{
+	hello := &helloConn{Conn: raw}
+	h := &handshake{t: t, hello: hello}
+	conn := tls.Server(hello, &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		SessionTicketsDisabled: true,
 		Time:                   t.cfg.Now,
 		GetConfigForClient:     h.configure,
 	})
-	if err := conn.HandshakeContext(ctx); err != nil {
+	err := conn.HandshakeContext(ctx)
+	if hello.mute {
+		t.pass(running, hello, slot)
+		return
+	}
+	if err != nil {
 		t.failed.Add(1)
 		t.refuse.connection(t.cfg.Now(), raw.RemoteAddr(), h.proto, err)
 		slot.leave()
@@ -85,6 +92,7 @@ var (
 // handshake is what is learnt about a connection while it is set up.
 type handshake struct {
 	t     *Transport
+	hello *helloConn
 	proto Proto
 	peer  identity.Peer
 }
@@ -93,6 +101,11 @@ type handshake struct {
 // is demanded of the client. Refusals that a stranger may know of are told by
 // the alert "no application protocol".
 func (h *handshake) configure(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if len(hello.SupportedProtos) == 1 && h.t.passes(Proto(hello.SupportedProtos[0]), hello.ServerName) {
+		h.hello.mute = true
+		return nil, errPassOn
+	}
+	h.hello.answer()
 	if len(hello.SupportedProtos) != 1 {
 		return nil, errProtocols
 	}

@@ -67,6 +67,10 @@ type Config struct {
 	// and must not block. Nil admits all.
 	Admit func(p Proto, peer identity.Peer) error
 
+	// Splice opens a connection to a quorum host's port, to which operators are
+	// passed on while this host holds no quorum identity. Nil: they are refused.
+	Splice func(ctx context.Context) (net.Conn, error)
+
 	// Now is the clock for certificates; nil is time.Now.
 	Now func() time.Time
 
@@ -83,6 +87,8 @@ type Transport struct {
 	packet *probedPacket
 	limits *limiter
 	refuse *throttledLog
+
+	passing chan struct{} // a semaphore of maxPassed
 
 	done      chan struct{} // closed by Close
 	closeOnce sync.Once
@@ -133,6 +139,7 @@ func New(cfg Config) (*Transport, error) {
 		packet:    &probedPacket{PacketConn: cfg.Packet, fresh: func() (net.PacketConn, error) { return openFresh(cfg.Packet.LocalAddr()) }},
 		limits:    newLimiter(cfg.Limits),
 		refuse:    &throttledLog{log: cfg.Logger},
+		passing:   make(chan struct{}, maxPassed),
 		done:      make(chan struct{}),
 		listeners: make(map[Proto]*listener),
 		open:      make(map[*Conn]struct{}),

@@ -232,8 +232,8 @@ func (c *Client) dialOne(ctx context.Context, addr string) (_ *transport.Conn, q
 	switch {
 	case errors.As(err, &agent):
 		return nil, nil, agent
-	case errors.Is(err, transport.ErrOtherProtocol):
-		return nil, nil, errNotQuorum
+	case errors.Is(err, io.EOF):
+		return nil, nil, errHungUp
 	case err != nil:
 		return nil, nil, late(err)
 	}
@@ -278,10 +278,9 @@ func (c *Client) avoid() {
 	c.http.CloseIdleConnections()
 }
 
-// errNotQuorum is what an address says that speaks other protocols of a fleet
-// only. It could be no host of the fleet at all, which nothing that is shown
-// there would prove; but an operator who gets here has mistaken the host.
-var errNotQuorum = errors.New("it is a host of the fleet, but not of its quorum")
+// errHungUp is what a host does that has nobody to pass an operator on to. It
+// could be no host of the fleet at all.
+var errHungUp = errors.New("it hung up without a word, as a host does that is not of the quorum and reaches no quorum host")
 
 // silent can be found by errors.Is and prints nothing.
 type silent struct{ error }
@@ -329,10 +328,6 @@ func (c *Client) noneAnswered(failures []dialFailure) error {
 		}
 		return fleet.Errorf(chosen.Kind, "no quorum host of %s accepts %s:%s", c.cred.Name, c.cred.Operator, text.String()).
 			WithHint("%s", chosen.Hint)
-	}
-	if len(failures) == 1 && errors.Is(failures[0].err, errNotQuorum) {
-		return fleet.Errorf(fleet.Unavailable, "%s is a host of the fleet, but not of its quorum", failures[0].addr).
-			WithHint("name a host that \"fleet quorum ls\" lists, or leave --connect and FLEET_ADDRESS out")
 	}
 	e := fleet.Errorf(fleet.NoQuorum, "no quorum host of %s answers:%s", c.cred.Name, text.String())
 	e.Err = silent{errNoneAnswered}
