@@ -310,7 +310,7 @@ var remedies = map[string]string{
 	"DeliveryTimedOut":  "it was not reached in time and will not start it: fleet node show NODE, then fleet command rerun %s --failed",
 	"Undeliverable":     "it refused to start it, for the reason given; nothing ran there",
 	"Interrupted":       "the host stopped in the middle; it is not run again by itself: look there, then fleet command rerun %s --node NODE",
-	"Cancelled":         "to run it there after all: fleet command rerun %s --failed",
+	"Cancelled":         "it was cancelled; to run it there after all: fleet command rerun %s --failed",
 	"Terminated":        "it was not started: too many others had failed",
 	"InvalidPlatform":   "the document does not run on this platform",
 }
