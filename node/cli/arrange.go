@@ -187,5 +187,19 @@ func names(commands []*cli.Command) []string {
 	return all
 }
 
+// unknownValue refuses a value that is none of those that there are.
+func unknownValue(flag, value string, known ...string) error {
+	err := usagef("%s %.80q is none of %s", flag, value, strings.Join(known, ", "))
+	for _, k := range known {
+		if strings.EqualFold(k, value) {
+			return err.withHint("did you mean %s?", k)
+		}
+	}
+	if s := suggest(known, value); s != "" {
+		return err.withHint("did you mean %s?", s)
+	}
+	return err
+}
+
 // suggest is the word that was probably meant; "" when none is near.
 func suggest(words []string, typed string) string { return nodeset.Nearest(words, typed) }

@@ -115,7 +115,7 @@ func (e *env) commandFilters(c *cli.Context) ([]ssm.CommandFilter, error) {
 	}
 	s := c.String("status")
 	if s != "" && !slices.Contains(commandStates, s) {
-		return nil, usagef("--status %q is none of %s", s, strings.Join(commandStates, ", "))
+		return nil, unknownValue("--status", s, commandStates...)
 	}
 	if text := c.String("since"); text != "" {
 		since, err := parseSince(text, e.now())

@@ -44,7 +44,7 @@ func (e *env) dev(c *cli.Context) (err error) {
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
-		return usagef("--log-level %q is none of debug, info, warn, error", c.String("log-level"))
+		return unknownValue("--log-level", c.String("log-level"), "debug", "info", "warn", "error")
 	}
 	dir := c.String("dir")
 	if dir == "" {

@@ -75,7 +75,7 @@ func (e *env) export(c *cli.Context) error {
 	}
 	switch {
 	case !slices.Contains([]string{formJSON, formCSV, formDir}, form):
-		return usagef("--format %q is none of json, csv, dir", form)
+		return unknownValue("--format", form, "json", "csv", "dir")
 	case form == formDir && path == "-":
 		return usagef("a directory cannot go to the standard output").withHint("-o json or -o csv")
 	case path == "":

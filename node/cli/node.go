@@ -89,7 +89,7 @@ func (e *env) nodeLs(c *cli.Context) error {
 		PingStatus: splitCommas([]string{c.String("status")})}
 	for _, s := range req.PingStatus {
 		if s != fleet.PingOnline && s != fleet.PingConnectionLost && s != fleet.PingUnknown {
-			return usagef("--status %q is none of %s, %s, %s", s, fleet.PingOnline, fleet.PingConnectionLost, fleet.PingUnknown)
+			return unknownValue("--status", s, fleet.PingOnline, fleet.PingConnectionLost, fleet.PingUnknown)
 		}
 	}
 	api, err := e.connect(c)

@@ -71,7 +71,7 @@ func checkForm(c *cli.Context) error {
 }
 
 func unknownForm(form string) error {
-	return usagef("--output %q is none of table, json, yaml, name", form)
+	return unknownValue("--output", form, formTable, formJSON, formYAML, formName)
 }
 
 func encodeResult(v any, form string) (string, error) {
