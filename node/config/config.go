@@ -9,19 +9,16 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/goccy/go-yaml"
 
 	"fleet/node/fleet"
 )
@@ -71,7 +68,14 @@ type Config struct {
 	// Commands is what each command of this host may use.
 	Commands Commands `yaml:"commands"`
 
-	sources map[string]string // by key
+	// DiskBudget is how much of the disk blobs, journal and recordings may take
+	// in all, such as "1GiB"; blobs are given up for it, the oldest first.
+	DiskBudget string `yaml:"disk-budget"`
+
+	sources  map[string]string // by key
+	lines    map[string]int    // of the file, by key
+	file     string            // path of the file that was read; "" for none
+	problems []problem         // of the file's form
 }
 
 // Log is what is logged and how.
@@ -89,35 +93,48 @@ func Default() *Config {
 		Log:     Log{Level: "info", Format: "text"},
 		// A fork bomb and a leak are stopped before the host is; the build of a
 		// package, which needs hundreds of processes, is not.
-		Commands: Commands{MaxProcesses: "4096", MaxMemory: "80%", MaxCPU: None},
-		sources:  map[string]string{},
+		Commands:   Commands{MaxProcesses: "4096", MaxMemory: "80%", MaxCPU: None},
+		DiskBudget: "1GiB",
+		sources:    map[string]string{}, lines: map[string]int{},
 	}
 }
 
 // setting is one value: where it can come from and when it is right.
 type setting struct {
-	key   string // in the file, dotted
-	flag  string // "" has none
-	env   string
-	field func(*Config) *string
-	check func(value string) error
+	key     string // in the file, dotted
+	flag    string // "" has none
+	env     string
+	field   func(*Config) *string
+	check   func(value string) error
+	allowed string // for people: what check lets pass
 }
 
 var settings = []setting{
-	{"name", "node-name", "FLEET_NAME", func(c *Config) *string { return &c.Name }, optional(fleet.CheckNodeName)},
-	{"listen", "listen", "FLEET_LISTEN", func(c *Config) *string { return &c.Listen }, checkListen},
-	{"advertise", "advertise", "FLEET_ADVERTISE", func(c *Config) *string { return &c.Advertise }, optional(checkAdvertise)},
-	{"data-dir", "data-dir", "FLEET_DATA_DIR", func(c *Config) *string { return &c.DataDir }, checkPath},
-	{"socket", "socket", "FLEET_SOCKET", func(c *Config) *string { return &c.Socket }, checkSocket},
+	{"name", "node-name", "FLEET_NAME", func(c *Config) *string { return &c.Name }, optional(fleet.CheckNodeName),
+		"a host name, at most 253 characters"},
+	{"listen", "listen", "FLEET_LISTEN", func(c *Config) *string { return &c.Listen }, checkListen,
+		"IP:PORT, or :PORT for all addresses"},
+	{"advertise", "advertise", "FLEET_ADVERTISE", func(c *Config) *string { return &c.Advertise }, optional(checkAdvertise),
+		"IP:PORT where others reach this host"},
+	{"data-dir", "data-dir", "FLEET_DATA_DIR", func(c *Config) *string { return &c.DataDir }, checkPath, "an absolute path"},
+	{"socket", "socket", "FLEET_SOCKET", func(c *Config) *string { return &c.Socket }, checkSocket,
+		"an absolute path of at most 107 bytes"},
 	{"log.level", "log-level", "FLEET_LOG_LEVEL", func(c *Config) *string { return &c.Log.Level },
-		oneOf("debug", "info", "warn", "error")},
-	{"log.format", "log-format", "FLEET_LOG_FORMAT", func(c *Config) *string { return &c.Log.Format }, oneOf("text", "json")},
+		oneOf("debug", "info", "warn", "error"), "debug, info, warn or error"},
+	{"log.format", "log-format", "FLEET_LOG_FORMAT", func(c *Config) *string { return &c.Log.Format }, oneOf("text", "json"),
+		"text or json"},
 	{"commands.max-processes", "", "FLEET_COMMANDS_MAX_PROCESSES", func(c *Config) *string { return &c.Commands.MaxProcesses },
-		checked(parseProcesses)},
+		checked(parseProcesses), "a number of processes, or none"},
 	{"commands.max-memory", "", "FLEET_COMMANDS_MAX_MEMORY", func(c *Config) *string { return &c.Commands.MaxMemory },
-		checked(func(v string) (uint64, error) { return parseMemory(v, 1<<40) })},
-	{"commands.max-cpu", "", "FLEET_COMMANDS_MAX_CPU", func(c *Config) *string { return &c.Commands.MaxCPU }, checked(parseCPU)},
+		checked(func(v string) (uint64, error) { return parseMemory(v, 1<<40) }), "a size, a part of the host's memory such as 80%, or none"},
+	{"commands.max-cpu", "", "FLEET_COMMANDS_MAX_CPU", func(c *Config) *string { return &c.Commands.MaxCPU }, checked(parseCPU),
+		"a number of processors such as 1.5, or none"},
+	{"disk-budget", "disk-budget", "FLEET_DISK_BUDGET", func(c *Config) *string { return &c.DiskBudget }, checkBudget,
+		"64MiB to 16TiB"},
 }
+
+// fromDataDir is the source of a socket that nobody named.
+const fromDataDir = "from data-dir"
 
 // Sources is where Load looks.
 type Sources struct {
@@ -165,7 +182,7 @@ func Load(s Sources) (*Config, error) {
 		if filepath.Clean(c.DataDir) != DefaultDataDir {
 			c.Socket = filepath.Join(c.DataDir, "fleet.sock")
 		}
-		c.sources["socket"] = "from data-dir"
+		c.sources["socket"] = fromDataDir
 	}
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -184,35 +201,6 @@ func readFile(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// merge decodes a file over the defaults. name is for messages.
-func (c *Config) merge(b []byte, name string) error {
-	if len(b) > maxFile {
-		return fleet.Errorf(fleet.TooLarge, "configuration file %s: over %d bytes", name, maxFile)
-	}
-	before := *c
-	c.Version = 0
-	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
-	err := dec.Decode(c)
-	if errors.Is(err, io.EOF) {
-		err = errors.New("it is empty")
-	}
-	if err != nil {
-		return fleet.Errorf(fleet.Invalid, "configuration file %s: %s", name,
-			strings.TrimSpace(yaml.FormatError(err, false, false)))
-	}
-	if c.Version != Version {
-		return fleet.Errorf(fleet.Invalid, "configuration file %s: version is %d, this program reads version %d", name, c.Version,
-			Version).
-			WithHint("write \"version: %d\" in its first line", Version)
-	}
-	for _, set := range settings {
-		if *set.field(c) != *set.field(&before) {
-			c.sources[set.key] = name
-		}
-	}
-	return nil
-}
-
 // Source says where a value came from, by its key: a file, "FLEET_…", "--flag"
 // or "default".
 func (c *Config) Source(key string) string {
@@ -222,30 +210,40 @@ func (c *Config) Source(key string) string {
 	return "default"
 }
 
-// Validate reports every value that is wrong, in one error of kind Invalid.
+// Validate reports everything that is wrong, in one error of kind Invalid: what
+// stands in the file by line, then what came from elsewhere.
 func (c *Config) Validate() error {
-	var problems []string
+	problems := slices.Clone(c.problems)
 	for _, set := range settings {
-		if err := set.check(*set.field(c)); err != nil {
-			problems = append(problems, fmt.Sprintf("%s (%s): %s", set.key, c.Source(set.key), err))
+		err := set.check(*set.field(c))
+		if err == nil {
+			continue
 		}
+		p := problem{text: fmt.Sprintf("%s (%s): %s; allowed is %s", set.key, c.Source(set.key), err, set.allowed)}
+		if c.Source(set.key) == c.file && c.file != "" {
+			p.line = c.lines[set.key]
+			p.text = fmt.Sprintf("line %d: %s: %s; allowed is %s", p.line, set.key, err, set.allowed)
+		}
+		problems = append(problems, p)
 	}
-	switch len(problems) {
-	case 0:
+	if len(problems) == 0 {
 		return nil
-	case 1:
-		return fleet.Errorf(fleet.Invalid, "configuration: %s", problems[0])
 	}
-	return fleet.Errorf(fleet.Invalid, "configuration: %d problems:\n  %s", len(problems), strings.Join(problems, "\n  "))
-}
-
-// Encode writes the configuration as a file that Load reads.
-func (c *Config) Encode() ([]byte, error) {
-	b, err := yaml.Marshal(c)
-	if err != nil {
-		return nil, fmt.Errorf("encode configuration: %w", err)
+	sortProblems(problems)
+	var texts []string
+	elsewhere := false
+	for _, p := range problems {
+		texts = append(texts, p.text)
+		elsewhere = elsewhere || p.line == 0
 	}
-	return b, nil
+	where := "configuration"
+	if !elsewhere || len(c.problems) > 0 {
+		where = "configuration file " + c.file
+	}
+	if len(texts) == 1 {
+		return fleet.Errorf(fleet.Invalid, "%s: %s", where, texts[0])
+	}
+	return fleet.Errorf(fleet.Invalid, "%s: %d problems:\n  %s", where, len(texts), strings.Join(texts, "\n  "))
 }
 
 func optional(check func(string) error) func(string) error {
@@ -264,7 +262,7 @@ func oneOf(words ...string) func(string) error {
 				return nil
 			}
 		}
-		return fmt.Errorf("%.40q is none of %s", v, strings.Join(words, ", "))
+		return fmt.Errorf("%.40q is unknown", v)
 	}
 }
 
@@ -320,4 +318,53 @@ func checkSocket(v string) error {
 		return fmt.Errorf("the path has %d bytes, a socket's at most %d", len(v), maxSocketPath)
 	}
 	return nil
+}
+
+// Bounds of the disk budget: below, the journal and a few outputs find no room.
+const (
+	minBudget = 64 << 20
+	maxBudget = 16 << 40
+)
+
+func checkBudget(v string) error {
+	n, err := parseSize(v)
+	if err != nil {
+		return err
+	}
+	if n < minBudget || n > maxBudget {
+		return fmt.Errorf("%.40q is out of range", v)
+	}
+	return nil
+}
+
+// Budget is DiskBudget in bytes.
+func (c *Config) Budget() int64 {
+	n, err := parseSize(c.DiskBudget)
+	if err != nil {
+		n, _ = parseSize(Default().DiskBudget) // not after Validate
+	}
+	return n
+}
+
+// parseSize reads a number of bytes with one of the units below, or none.
+func parseSize(v string) (int64, error) {
+	units := []struct {
+		name string
+		size int64
+	}{
+		{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+		{"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"T", 1 << 40}, {"B", 1}, {"", 1},
+	}
+	for _, u := range units {
+		digits, ok := strings.CutSuffix(v, u.name)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > maxBudget/u.size {
+			return 0, fmt.Errorf("%.40q is not a size such as 500MiB or 2GiB", v)
+		}
+		return n * u.size, nil
+	}
+	return 0, fmt.Errorf("%.40q is not a size such as 500MiB or 2GiB", v)
 }
