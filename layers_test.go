@@ -37,9 +37,9 @@ var rows = []row{
 	{"0", []string{"node/fleet", "node/ssm", "node/wire"}},
 	{"1a", []string{
 		"raftfsm/entry", "node/identity", "node/authz", "node/document", "node/blob", "node/schedule",
-		"node/config", "node/nodeset", "node/process", "node/outbound", "node/memnet",
+		"node/config", "node/logging", "node/nodeset", "node/process", "node/outbound", "node/memnet",
 	}},
-	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets"}},
+	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets", "node/service"}},
 	{"1c", []string{"raftfsm", "gossip", "node/transport", "node/inventory", "node/journal", "node/presence"}},
 	{"2", []string{"raftfsm/quorum", "node/rpc", "node/runcmd", "node/api/client"}},
 	{"3", []string{
@@ -70,7 +70,8 @@ var (
 	// itself, and is no part of it.
 	processStarters = []string{"node/process", "scripts/lab"}
 
-	socketOpeners       = []string{"node/transport", "node/api", "node/api/client", "node/outbound", "node/session"}
+	// node/service writes to the datagram socket of the service manager.
+	socketOpeners       = []string{"node/transport", "node/api", "node/api/client", "node/outbound", "node/session", "node/service"}
 	certificateSigners  = []string{"node/identity"}
 	meaninglessPackages = []string{"util", "utils", "common", "helper", "helpers", "types", "interfaces", "misc", "base"}
 )

@@ -68,7 +68,7 @@ func (n *Node) startMember() error {
 		},
 		Applied: m.applied,
 		Timing:  n.raftTiming(), Memory: n.cfg.Memory, Bootstrap: n.cfg.Memory && genesis != nil,
-		Fatal: n.fatal, Logger: n.log.With("component", "quorum"),
+		Fatal: n.fatal, Logger: n.calmly("quorum"),
 	})
 	if err != nil {
 		return err

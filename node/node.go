@@ -27,6 +27,7 @@ import (
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/journal"
+	"fleet/node/logging"
 	"fleet/node/presence"
 	"fleet/node/process"
 	"fleet/node/rpc"
@@ -47,9 +48,13 @@ type Config struct {
 	Listen    string // "host:port" of the one port, TCP and UDP
 	Advertise string // "ip:port" where others reach it; "" keeps what it enrolled with
 	Socket    string // path of the local socket; "" opens none
-	Version   string // of the program
-	Logger    *slog.Logger
-	Timing    Timing
+	// DiskBudget is how many bytes outputs and journal may take in all;
+	// DefaultDiskBudget when zero.
+	DiskBudget int64
+	Version    string // of the program
+	Logger     *slog.Logger
+	Levels     *logging.Levels // of Logger, to be changed at run time; nil: they are not ours
+	Timing     Timing
 
 	// Cgroups is where commands have control groups; nil makes none. Limits
 	// bind each of them.
@@ -66,8 +71,8 @@ type Config struct {
 	Starter  process.Starter
 }
 
-// BlobBudget is how many bytes the blobs of one host may take.
-const BlobBudget = 1 << 30
+// DefaultDiskBudget is how many bytes outputs and journal of one host may take.
+const DefaultDiskBudget = 1 << 30
 
 // stopTimeout bounds an orderly stop.
 const stopTimeout = 15 * time.Second
@@ -99,10 +104,12 @@ type Node struct {
 	clock     *presence.Clock
 	beats     *presence.Beats
 	seen      *presence.Table
+	ringLog   *slog.Logger
 	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
 	view      *view
 	boot      string
 	inbound   inbound
+	started   time.Time // when New was called
 
 	ctx    context.Context // ends when the host stops
 	cancel context.CancelCauseFunc
@@ -110,6 +117,7 @@ type Node struct {
 	parts  sync.Mutex // guards closed
 	closed bool       // no part is started any more
 
+	stopping  atomic.Bool   // Stop was called
 	ready     chan struct{} // closed when a voter has answered for the first time
 	readyOnce sync.Once
 	done      chan struct{} // closed when everything has ended
@@ -121,18 +129,22 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.DiskBudget == 0 {
+		cfg.DiskBudget = DefaultDiskBudget
+	}
 	dir, info, err := enrol.OpenDir(cfg.DataDir)
 	if err != nil {
 		return nil, err
 	}
 	n := &Node{
 		cfg: cfg, dir: dir, info: info, root: info.Root(),
-		log:   cfg.Logger,
+		log: cfg.Logger, started: cfg.Now(),
 		seen:  presence.NewTable(),
 		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}),
 	}
 	n.view = newView(n.cfg.Now)
 	n.inbound.changed = make(chan struct{})
+	n.ringLog = n.calmly("gossip") // made now, so that its level can be set before there is a ring
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	var undo []func() error
 	defer func() {
@@ -160,7 +172,7 @@ func New(cfg Config) (_ *Node, err error) {
 	undo = append(undo, n.transport.Close)
 	n.rpc = rpc.NewClient(n.dialRPC(fleet.RoleAgent))
 	undo = append(undo, n.rpc.Close)
-	if n.blobs, err = blob.Open(dir.File("blob"), BlobBudget); err != nil {
+	if n.blobs, err = blob.Open(dir.File("blob"), cfg.DiskBudget); err != nil {
 		return nil, err
 	}
 	if n.journal, err = journal.Open(dir.File("journal")); err != nil {
@@ -229,9 +241,6 @@ func (n *Node) Start(context.Context) error {
 	n.run("reverse connections", n.runReverse)
 	n.run("gossip", n.runRing)
 	n.run("renewal", n.runRenewal)
-	trust := n.trust.Load()
-	n.log.Info("started", "version", n.cfg.Version, "fleet", n.info.Name, "name", n.info.NodeName, "data", n.dir.Path(),
-		"addr", n.transport.Addr().String(), "advertise", n.advertised(), "role", n.role(), "trust", trust.Version)
 	return nil
 }
 
@@ -249,6 +258,11 @@ func (n *Node) run(component string, part func(ctx context.Context) error) {
 			n.cancel(fmt.Errorf("%s: %w", component, err))
 		}
 	})
+}
+
+// calmly is the logger of a part that is not ours and calls its end an error.
+func (n *Node) calmly(component string) *slog.Logger {
+	return logging.Calm(n.log.With(logging.ComponentKey, component), n.stopping.Load)
 }
 
 // fatal stops the host after an error that it must not survive.
@@ -296,6 +310,7 @@ var errStopped = errors.New("stopped")
 func (n *Node) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
+	n.stopping.Store(true)
 	if m := n.member.Load(); m != nil && n.ctx.Err() == nil {
 		m.handOver(ctx)
 	}

@@ -96,7 +96,7 @@ func (n *Node) inRing(ctx context.Context) error {
 		Dial: func(ctx context.Context, node fleet.NodeID, addr string) (net.Conn, error) {
 			return n.transport.DialPeer(ctx, transport.Gossip, fleet.RoleAgent, addr, fleet.RoleAgent, node)
 		},
-		Seeds: n.seeds, Advertise: advertise, Fast: n.cfg.Timing.Fast, Logger: n.log.With("component", "gossip"),
+		Seeds: n.seeds, Advertise: advertise, Fast: n.cfg.Timing.Fast, Logger: n.ringLog,
 	})
 	if err != nil {
 		return err

@@ -618,6 +618,12 @@ type fakeLocal struct {
 
 func (l fakeLocal) Splice(ctx context.Context) (net.Conn, error) { return l.splice(ctx) }
 
+func (fakeLocal) SetLogLevel(req fleet.SetLogLevelRequest) (fleet.LogLevels, error) {
+	return fleet.LogLevels{Levels: []fleet.LogLevel{{Component: req.Component, Level: req.Level}}}, nil
+}
+
+func (fakeLocal) RuntimeFacts() fleet.RuntimeFacts { return fleet.RuntimeFacts{Version: "1.2.3"} }
+
 func (fakeLocal) LocalStatus() fleet.LocalStatus {
 	return fleet.LocalStatus{Name: "web1", HeartbeatAge: -1}
 }

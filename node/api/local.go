@@ -25,6 +25,7 @@ import (
 type Local interface {
 	LocalStatus() fleet.LocalStatus
 	LocalNodes() fleet.LocalNodes
+	Debug // for root only
 
 	// Splice opens a connection to the port of a quorum host, which the host
 	// has proved to be one. See splice.go.
@@ -104,6 +105,7 @@ func ServeLocal(ctx context.Context, l net.Listener, local Local, log *slog.Logg
 		mux.HandleFunc("GET "+pathOf(r.name), func(w http.ResponseWriter, _ *http.Request) { writeLocal(w, r.serve(local)) })
 		mux.HandleFunc("POST "+pathOf(r.name), func(w http.ResponseWriter, _ *http.Request) { writeLocal(w, r.serve(local)) })
 	}
+	serveDebug(mux, local)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fleet.Errorf(fleet.NotFound, "the local socket has no %.80q", r.URL.Path).
 			WithHint("operations on the fleet need an operator's credential"))
@@ -116,6 +118,7 @@ func ServeLocal(ctx context.Context, l net.Listener, local Local, log *slog.Logg
 		IdleTimeout:       preambleTimeout,
 		MaxHeaderBytes:    4 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext:       withConn,
 	}
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

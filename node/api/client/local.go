@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"syscall"
 	"time"
@@ -19,20 +21,69 @@ import (
 const localTimeout = 5 * time.Second
 
 // Local speaks to the agent of this host over its socket; it needs no
-// credential and can only read.
+// credential. Anyone whom the socket lets in can read; what looks into the
+// agent or changes how it logs is for root.
 type Local struct {
 	socket string
-	http   *http.Client
+	http   *http.Client // bounded by localTimeout
+	long   *http.Client // bounded by the context alone
 }
 
 // OpenLocal names the socket; nothing is dialled yet.
 func OpenLocal(socket string) *Local {
-	return &Local{socket: socket, http: &http.Client{Timeout: localTimeout, Transport: &http.Transport{
+	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 		DisableKeepAlives: true,
-	}}}
+	}
+	return &Local{
+		socket: socket, http: &http.Client{Timeout: localTimeout, Transport: transport}, long: &http.Client{Transport: transport},
+	}
+}
+
+// SetLogLevel changes what the agent logs.
+func (l *Local) SetLogLevel(ctx context.Context, req fleet.SetLogLevelRequest) (*fleet.LogLevels, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encode: %w", err)
+	}
+	var levels fleet.LogLevels
+	return &levels, l.do(ctx, http.MethodPost, PathPrefix+"SetLogLevel", body, &levels)
+}
+
+// RuntimeFacts are figures of the agent's process.
+func (l *Local) RuntimeFacts(ctx context.Context) (*fleet.RuntimeFacts, error) {
+	var f fleet.RuntimeFacts
+	return &f, l.get(ctx, "RuntimeFacts", &f)
+}
+
+// maxProfile bounds what is read of a profile.
+const maxProfile = 256 << 20
+
+// Profile writes a profile of the agent to w, as net/http/pprof makes them;
+// query is such as "seconds=10" or "debug=2".
+func (l *Local) Profile(ctx context.Context, name, query string, w io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+LocalHost+"/debug/pprof/"+url.PathEscape(name)+"?"+query, nil)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	res, err := l.long.Do(req)
+	if err != nil {
+		return l.dialError(err)
+	}
+	defer res.Body.Close() //nolint:errcheck // nothing is written
+	if res.StatusCode != http.StatusOK {
+		b, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+		if err != nil {
+			return fmt.Errorf("read answer of %s: %w", l.socket, err)
+		}
+		return ParseError(res.StatusCode, b)
+	}
+	if _, err := io.Copy(w, io.LimitReader(res.Body, maxProfile)); err != nil {
+		return fmt.Errorf("read profile of %s: %w", l.socket, err)
+	}
+	return nil
 }
 
 // there reports whether there is a socket, whether it answers or not.
@@ -54,7 +105,11 @@ func (l *Local) Nodes(ctx context.Context) (*fleet.LocalNodes, error) {
 }
 
 func (l *Local) get(ctx context.Context, operation string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+LocalHost+PathPrefix+operation, nil)
+	return l.do(ctx, http.MethodGet, PathPrefix+operation, nil, into)
+}
+
+func (l *Local) do(ctx context.Context, method, path string, body []byte, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+LocalHost+path, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}

@@ -1,0 +1,123 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"time"
+
+	"fleet/node/fleet"
+	"fleet/node/wire"
+)
+
+// Debug is what the local socket serves to root and to the user that the agent
+// runs as: what looks into the process or changes how it logs. Nothing of it
+// is served anywhere else.
+type Debug interface {
+	SetLogLevel(fleet.SetLogLevelRequest) (fleet.LogLevels, error)
+	RuntimeFacts() fleet.RuntimeFacts
+}
+
+// debugTime bounds one debug answer: a profile is taken for a time.
+const debugTime = 5 * time.Minute
+
+const maxDebugRequest = 4 << 10
+
+// debugRoutes is the whole of that door.
+var debugRoutes = map[string]func(Debug, http.ResponseWriter, *http.Request) error{
+	"POST " + pathOf("SetLogLevel"): func(d Debug, w http.ResponseWriter, r *http.Request) error {
+		var req fleet.SetLogLevelRequest
+		b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxDebugRequest))
+		if err != nil {
+			return fleet.Errorf(fleet.TooLarge, "read request: %w", err)
+		}
+		if err := wire.StrictJSON(b, &req); err != nil {
+			return fleet.Errorf(fleet.Invalid, "request: %w", err)
+		}
+		levels, err := d.SetLogLevel(req)
+		if err != nil {
+			return err
+		}
+		return answerJSON(w, levels)
+	},
+	"GET " + pathOf("RuntimeFacts"): func(d Debug, w http.ResponseWriter, _ *http.Request) error {
+		return answerJSON(w, d.RuntimeFacts())
+	},
+	"GET /debug/pprof/{name}": func(_ Debug, w http.ResponseWriter, r *http.Request) error {
+		switch name := r.PathValue("name"); name {
+		case "profile":
+			pprof.Profile(w, r)
+		case "trace":
+			pprof.Trace(w, r)
+		case "heap", "allocs", "goroutine", "block", "mutex", "threadcreate":
+			pprof.Handler(name).ServeHTTP(w, r)
+		default: // cmdline among them: the command line is nobody's business
+			return fleet.Errorf(fleet.NotFound, "there is no profile %.40q", name).
+				WithHint("profile, trace, heap, allocs, goroutine, block, mutex or threadcreate")
+		}
+		return nil
+	},
+}
+
+func answerJSON(w http.ResponseWriter, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(b) // the client may be gone
+	return nil
+}
+
+// serveDebug adds the debug routes to the local door.
+func serveDebug(mux *http.ServeMux, d Debug) {
+	for pattern, serve := range debugRoutes {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := onlyOwner(r.Context()); err != nil {
+				writeError(w, err)
+				return
+			}
+			deadline := time.Now().Add(debugTime)
+			if err := http.NewResponseController(w).SetWriteDeadline(deadline); err != nil {
+				writeError(w, err)
+				return
+			}
+			if err := serve(d, w, r); err != nil {
+				writeError(w, err)
+			}
+		})
+	}
+}
+
+type localConnKey struct{}
+
+// withConn keeps the connection, for who is at its other end.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, localConnKey{}, c)
+}
+
+// onlyOwner refuses all but root and the agent's own user, by the kernel's
+// word: the group of the socket may read the status, not the memory.
+func onlyOwner(ctx context.Context) error {
+	conn, _ := ctx.Value(localConnKey{}).(net.Conn)
+	if limited, ok := conn.(*provedConn); ok {
+		conn = limited.Conn
+	}
+	unix, ok := conn.(*net.UnixConn)
+	if !ok {
+		return fleet.Errorf(fleet.Denied, "this is served on the local socket only")
+	}
+	uid, err := peerUID(unix)
+	if err != nil {
+		return fleet.Errorf(fleet.Denied, "who asks is not known: %w", err)
+	}
+	if uid != 0 && uid != os.Geteuid() {
+		return fleet.Errorf(fleet.Denied, "this is for root only, user ID %d asked", uid).WithHint("sudo fleet debug ...")
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package fleet
+
+// What the agent of a host answers on its local socket to root alone.
+
+// LogLevel is a level that counts now.
+type LogLevel struct {
+	Component string  `json:"Component,omitempty"` // "" is every component without its own
+	Level     string  `json:"Level"`               // debug, info, warn or error
+	Until     Instant `json:"Until,omitempty"`     // then the configured level counts again; 0 is until the agent ends
+}
+
+// SetLogLevelRequest changes what the agent logs.
+type SetLogLevelRequest struct {
+	Component string  `json:"Component,omitempty"` // "" is all
+	Level     string  `json:"Level"`               // debug, info, warn or error; "" is the configured one
+	Seconds   float64 `json:"Seconds,omitempty"`   // 0 is until the agent ends
+}
+
+// LogLevels is the answer: what counts now.
+type LogLevels struct {
+	Levels []LogLevel `json:"Levels"`
+}
+
+// RuntimeFacts are figures of the agent's process.
+type RuntimeFacts struct {
+	Version    string  `json:"Version"`
+	Go         string  `json:"Go"`
+	Platform   string  `json:"Platform"`
+	PID        int     `json:"Pid"`
+	Started    Instant `json:"Started"`
+	Goroutines int     `json:"Goroutines"`
+	CPUs       int     `json:"Cpus"`
+	HeapBytes  uint64  `json:"HeapBytes"` // in use
+	SysBytes   uint64  `json:"SysBytes"`  // taken from the system
+	GCs        uint32  `json:"Gcs"`
+	OpenFiles  int     `json:"OpenFiles"` // negative where it is not known
+}
