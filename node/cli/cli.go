@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"golang.org/x/term"
 
 	"fleet/node/fleet"
+	"fleet/node/service"
 	"fleet/node/transport"
 )
 
@@ -60,6 +62,10 @@ type env struct {
 	version  string
 	dial     transport.DialFunc // nil: the system's
 
+	manager      func() (service.Manager, error) // of this host's service
+	program      func() (string, error)          // path of this program
+	readyTimeout time.Duration                   // for an agent that was started to become ready
+
 	// sent is set once somebody else may have been asked: what is invalid from
 	// then on may be another's fault than the command line's.
 	sent bool
@@ -87,6 +93,7 @@ func Main(args []string, version string) int {
 		in: os.Stdin, out: os.Stdout, err: os.Stderr,
 		inTTY: isTerminal(os.Stdin), outTTY: isTerminal(os.Stdout), errTTY: isTerminal(os.Stderr),
 		getenv: os.Getenv, home: home, hostname: os.Hostname, now: time.Now, version: version,
+		manager: service.Open, program: programPath, readyTimeout: readyTimeout,
 		again:    func() (context.Context, context.CancelFunc) { return untilSignal(context.Background()) },
 		password: func() ([]byte, error) { return term.ReadPassword(int(os.Stdin.Fd())) },
 	}
@@ -94,6 +101,15 @@ func Main(args []string, version string) int {
 		e.width, _, _ = term.GetSize(int(os.Stdout.Fd())) // 0, no limit, when it is not known
 	}
 	return e.main(ctx, args)
+}
+
+// programPath is where this program lies, links followed.
+func programPath() (string, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
 }
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
@@ -108,6 +124,7 @@ func (e *env) commands() []*cli.Command {
 		e.joinCommand(),
 		e.agentCommand(),
 		e.doctorCommand(),
+		e.debugCommand(),
 		e.devCommand(),
 		e.versionCommand(),
 

@@ -21,6 +21,7 @@ import (
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/service"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -67,9 +68,13 @@ func newWorld(t *testing.T) *world {
 		home: t.TempDir(), hostname: func() (string, error) { return "web1.example.net", nil },
 		now: func() time.Time { return testNow }, version: "1.2.3",
 		password: func() ([]byte, error) { return nil, io.EOF },
+		manager:  func() (service.Manager, error) { return nil, errNoManager },
+		program:  func() (string, error) { return "/usr/bin/fleet", nil }, readyTimeout: 30 * time.Second,
 	}
 	return w
 }
+
+var errNoManager = fleet.Errorf(fleet.Unavailable, "systemd does not run this host").WithHint("--foreground or --enroll-only")
 
 func (w *world) run(t *testing.T, args ...string) int {
 	t.Helper()
@@ -219,10 +224,8 @@ func TestMistakes(t *testing.T) {
 		{"deliver at once", []string{"run", "--all", "--deliver-within", "5s", "--", "uname"}, `less than 30s`},
 		{"no duration", []string{"run", "--all", "--timeout", "soon", "--", "uname"}, `not a duration`},
 		{"script and command", []string{"run", "--all", "--script", "x", "--", "uname"}, `exclude each other`},
-		{"init without a choice", []string{"init", "--name", "acme", "--root-key", "/k"}, `--foreground runs the agent in this terminal, --enroll-only stops`},
 		{"init without a name", []string{"init", "--enroll-only"}, `what is the fleet called?`},
 		{"init without a root key", []string{"init", "--enroll-only", "--name", "acme"}, `where should the root key go?`},
-		{"join without a choice", []string{"join"}, `installing fleet as a service is not part of this release`},
 		{"join both ways", []string{"join", "--foreground", "--enroll-only"}, `exclude each other`},
 		{"join without a token", []string{"join", "--enroll-only"}, `there is no token`},
 		{"quorum add without the key", []string{"quorum", "add", "x"}, `which root key?`},

@@ -15,7 +15,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"fleet/node/api/client"
-	"fleet/node/config"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 )
@@ -206,7 +205,7 @@ func (e *env) credentialDir() string {
 
 // local is the agent of this host, by its socket.
 func (e *env) local(c *cli.Context) *client.Local {
-	return client.OpenLocal(firstOf(c.String("socket"), e.getenv("FLEET_SOCKET"), config.DefaultSocket))
+	return client.OpenLocal(e.socket(c))
 }
 
 func firstOf(values ...string) string {

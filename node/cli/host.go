@@ -15,8 +15,11 @@ import (
 	"fleet/node"
 	"fleet/node/api/client"
 	"fleet/node/config"
+	"fleet/node/enrol"
 	"fleet/node/fleet"
+	"fleet/node/logging"
 	"fleet/node/process"
+	"fleet/node/service"
 )
 
 // stopTimeout bounds an orderly end of the agent.
@@ -33,33 +36,45 @@ func hostFlags() []cli.Flag {
 			Usage: "`PATH` of the local socket (default /run/fleet/fleet.sock, or in the data directory if that is not the default)"},
 		&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error (default info)"},
 		&cli.StringFlag{Name: "log-format", Usage: "text or json (default text)"},
+		&cli.StringFlag{Name: "disk-budget", Usage: "`SIZE` that outputs and journal may take in all (default 1GiB)"},
 	}
 }
 
 // enrolFlags say what follows enrolment.
 func enrolFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "foreground", Usage: "then run the agent in this terminal"},
+		&cli.BoolFlag{Name: "foreground", Usage: "run the agent in this terminal or container instead of a service"},
 		&cli.BoolFlag{Name: "enroll-only", Usage: "stop after enrolling; \"fleet agent\" runs it later"},
+		&cli.BoolFlag{Name: "force", Usage: "replace a newer program in /usr/bin, and a service file that fleet did not write"},
 	}
 }
 
-// checkService refuses what would need a service to be installed.
-func checkService(c *cli.Context) error {
+// checkService plans the service, unless a flag says what follows instead.
+func (e *env) checkService(c *cli.Context, cfg *config.Config) (*plan, error) {
 	switch foreground, only := c.Bool("foreground"), c.Bool("enroll-only"); {
 	case foreground && only:
-		return usagef("--foreground and --enroll-only exclude each other")
-	case !foreground && !only:
-		return usagef("installing fleet as a service is not part of this release").
-			withHint("--foreground runs the agent in this terminal, --enroll-only stops after enrolling (then: fleet agent)")
+		return nil, usagef("--foreground and --enroll-only exclude each other")
+	case foreground || only:
+		return nil, nil
 	}
-	return nil
+	return e.planService(c, cfg)
+}
+
+// settle is what comes after enrolment.
+func (e *env) settle(c *cli.Context, cfg *config.Config, p *plan) error {
+	switch {
+	case p != nil:
+		return e.carryOut(c.Context, p)
+	case c.Bool("enroll-only"):
+		return nil
+	}
+	return e.runAgent(c.Context, cfg)
 }
 
 // hostConfig reads the configuration of this host.
 func (e *env) hostConfig(c *cli.Context) (*config.Config, error) {
 	given := map[string]string{}
-	for _, name := range []string{"node-name", "data-dir", "listen", "advertise", "socket", "log-level", "log-format"} {
+	for _, name := range []string{"node-name", "data-dir", "listen", "advertise", "socket", "log-level", "log-format", "disk-budget"} {
 		if c.IsSet(name) {
 			given[name] = c.String(name)
 		}
@@ -125,55 +140,80 @@ const (
 	anywhere6 = "[2001:db8::1]:9"
 )
 
-// logger is what an agent logs with.
-func (e *env) logger(cfg *config.Config) *slog.Logger {
+// logger is what an agent logs with, and its levels.
+func (e *env) logger(cfg *config.Config) (*slog.Logger, *logging.Levels) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		level = slog.LevelInfo // config has checked it
 	}
-	opts := &slog.HandlerOptions{Level: level}
-	if cfg.Log.Format == "json" {
-		return slog.New(slog.NewJSONHandler(e.err, opts))
+	form := logging.Form(cfg.Log.Format)
+	if form == logging.Text && logging.ToJournal(e.err, e.getenv) {
+		form = logging.Journal
 	}
-	return slog.New(slog.NewTextHandler(e.err, opts))
+	levels := logging.NewLevels(level)
+	return logging.New(e.err, form, levels), levels
 }
 
 func (e *env) agentCommand() *cli.Command {
 	return leaf(&cli.Command{
-		Name: "agent", Category: categoryHost, Usage: "run an enrolled host in this terminal",
-		Description: `The first Ctrl-C stops it in order, the second at once.
+		Name: "agent", Category: categoryHost, Usage: "run an enrolled host, in this terminal or as a service",
+		Description: `The first Ctrl-C stops it in order, the second at once. With --service it is
+installed as a service and started, as "fleet init" and "fleet join" do.
 
 Example:
   fleet agent --data-dir /var/lib/fleet
+  fleet agent --service
 
-Exit codes: 0 stopped, 1 it failed, 64 usage`,
-		Flags: hostFlags(),
+Exit codes: 0 stopped or ready, 1 it failed, 3 no quorum, 64 usage`,
+		Flags: flags([]cli.Flag{
+			&cli.BoolFlag{Name: "service", Usage: "install and start it as a service"},
+			&cli.BoolFlag{Name: "force", Usage: "with --service: replace a newer program in /usr/bin, and a service file that fleet did not write"},
+		}, hostFlags()),
 	}, 0, 0, func(c *cli.Context) error {
 		cfg, err := e.hostConfig(c)
 		if err != nil {
 			return err
 		}
-		return e.runAgent(c.Context, cfg)
+		if !c.Bool("service") {
+			return e.runAgent(c.Context, cfg)
+		}
+		if _, _, err := enrol.OpenDir(cfg.DataDir); err != nil {
+			return err
+		}
+		p, err := e.planService(c, cfg)
+		if err != nil {
+			return err
+		}
+		e.sent = true
+		return e.carryOut(c.Context, p)
 	})
 }
 
 // runAgent runs a host until ctx is done or it fails.
 func (e *env) runAgent(ctx context.Context, cfg *config.Config) error {
 	e.sent = true
-	log := e.logger(cfg)
+	log, levels := e.logger(cfg)
+	notify := service.NewNotifier(e.getenv)
+	tell := func(err error) { // the agent runs also when nobody listens
+		if err != nil {
+			log.Warn("service manager not told", "err", err)
+		}
+	}
 	limits, err := cfg.Limits(process.TotalMemory())
 	if err != nil {
 		return err
 	}
 	cgroups := process.OpenCgroups()
 	n, err := node.New(node.Config{
-		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Socket: cfg.Socket, Version: e.version, Logger: log,
+		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Socket: cfg.Socket, Version: e.version,
+		DiskBudget: cfg.Budget(), Logger: log, Levels: levels,
 		Cgroups: cgroups, Limits: process.Limits{Tasks: limits.Processes, Memory: limits.Memory, CPU: limits.CPU},
 	})
 	if err != nil {
 		return err
 	}
 	stop := func() error {
+		tell(notify.Stopping())
 		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()
 		return n.Stop(within)
@@ -181,14 +221,30 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config) error {
 	if err := n.Start(ctx); err != nil {
 		return errors.Join(err, stop())
 	}
-	log.Info("agent started", "version", e.version, "node", n.ID(), "name", n.Name(), "data", cfg.DataDir,
-		"listen", cfg.Listen, "addr", n.Address(), "socket", cfg.Socket, "containment", cgroups, "next", nextStep(cfg))
+	status := n.LocalStatus()
+	log.Info("agent started", "version", e.version, "fleet", status.FleetName, "node", n.ID(), "name", n.Name(), "role", status.Role,
+		"data", cfg.DataDir, "listen", cfg.Listen, "addr", n.Address(), "socket", cfg.Socket, "containment", cgroups, "next", nextStep(cfg))
+	// Ready for the manager: it serves. That no voter has answered yet is no
+	// reason to be started again.
+	tell(notify.Ready("waiting for a voter"))
+	var alive <-chan time.Time
+	if every := notify.Interval(); every > 0 {
+		ticker := time.NewTicker(every)
+		defer ticker.Stop()
+		alive = ticker.C
+	}
 	ready := n.Ready()
 	for {
 		select {
 		case <-ready:
 			log.Info("agent ready", "node", n.ID())
+			tell(notify.State("member of " + status.FleetName))
 			ready = nil
+		case <-alive:
+			// Asks every part that could hang. If one does, nothing is said, and
+			// the manager ends this process with all its goroutines in the log.
+			n.LocalStatus()
+			tell(notify.Alive())
 		case <-n.Done():
 			return n.Err()
 		case <-ctx.Done():

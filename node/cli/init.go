@@ -17,12 +17,14 @@ func (e *env) initCommand() *cli.Command {
 	return leaf(&cli.Command{
 		Name: "init", Category: categoryHost, Usage: "start a new fleet with this host as its first",
 		Description: `It makes the root key, which is needed again only to change the quorum and
-belongs on removable media, and the credential of the first operator.
+belongs on removable media, and the credential of the first operator. Then it
+installs and starts the service and returns when the agent is ready. What the
+command line says of the host is written to /etc/fleet/fleet.yaml.
 
 Example:
-  fleet init --name acme --root-key /media/usb/acme.key --foreground
+  fleet init --name acme --root-key /media/usb/acme.key
 
-Exit codes: 0 done, 1 it failed, 64 usage`,
+Exit codes: 0 done, 1 it failed, 3 no quorum, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the fleet"},
 			&cli.StringFlag{Name: "root-key", Usage: "write the root key to the new `FILE`, outside the data directory"},
@@ -36,9 +38,6 @@ Exit codes: 0 done, 1 it failed, 64 usage`,
 }
 
 func (e *env) init(c *cli.Context) error {
-	if err := checkService(c); err != nil {
-		return err
-	}
 	opts, err := e.initOptions(c)
 	if err != nil {
 		return err
@@ -57,6 +56,10 @@ func (e *env) init(c *cli.Context) error {
 	if opts.Advertise, err = e.advertise(c.Context, cfg, anywhere, anywhere6); err != nil {
 		return err
 	}
+	plan, err := e.checkService(c, cfg)
+	if err != nil {
+		return err
+	}
 	if c.Bool("passphrase") || e.getenv(PassphraseFile) != "" {
 		if opts.Passphrase, err = e.newPassphrase(); err != nil {
 			return err
@@ -66,11 +69,13 @@ func (e *env) init(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	e.describeInit(c, cfg, opts, r)
-	if c.Bool("enroll-only") {
-		return nil
+	e.sent = true
+	e.describeInit(c, cfg, opts, r, plan)
+	err = e.settle(c, cfg, plan)
+	if plan != nil {
+		e.warnOneVoter(r.NodeName)
 	}
-	return e.runAgent(c.Context, cfg)
+	return err
 }
 
 func (e *env) initOptions(c *cli.Context) (*enrol.InitOptions, error) {
@@ -113,17 +118,26 @@ func operatorName(host string) fleet.OperatorName {
 	return name
 }
 
-func (e *env) describeInit(c *cli.Context, cfg *config.Config, opts *enrol.InitOptions, r *enrol.InitResult) {
+func (e *env) describeInit(c *cli.Context, cfg *config.Config, opts *enrol.InitOptions, r *enrol.InitResult, p *plan) {
 	fmt.Fprintf(e.out, "fleet       %s  %s\n", r.Name, r.Fleet)
 	fmt.Fprintf(e.out, "node        %s  %s  at %s\n", r.NodeName, r.Node, opts.Advertise)
 	fmt.Fprintf(e.out, "root key    %s   store it offline; needed to add, remove or recover quorum hosts\n", r.RootKeyPath)
 	fmt.Fprintf(e.out, "credential  %s   yours: operator %q, may do everything\n", e.tilde(r.CredentialPath), opts.Operator)
+	if p != nil {
+		_, logs := p.manager.Commands()
+		fmt.Fprintf(e.out, "config      %s   data %s   logs %s\n", p.spec.Config, opts.DataDir, logs)
+		return
+	}
 	fmt.Fprintf(e.out, "data        %s\n", opts.DataDir)
 	if c.Bool("enroll-only") {
 		fmt.Fprintf(e.out, "start it    %s\n", agentHint(c, cfg))
 	}
+	e.warnOneVoter(r.NodeName)
+}
+
+func (e *env) warnOneVoter(name string) {
 	fmt.Fprintf(e.err, "%s     one voter: when %s stops, nothing can be decided. Next: fleet quorum add\n",
-		e.paint(e.errTTY, yellow, "WARNING"), r.NodeName)
+		e.paint(e.errTTY, yellow, "WARNING"), name)
 }
 
 // tilde writes paths below the home directory as people do.

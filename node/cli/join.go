@@ -18,10 +18,11 @@ func (e *env) joinCommand() *cli.Command {
 	return leaf(&cli.Command{
 		Name: "join", Category: categoryHost, Usage: "make this host part of a fleet",
 		Description: `The token comes from --token-file, from FLEET_TOKEN, or is asked for: an
-argument would be seen by every user of this host.
+argument would be seen by every user of this host. When the host is enrolled,
+the service is installed and started, and join returns when the agent is ready.
 
 Example:
-  fleet join --token-file t --foreground
+  fleet join --token-file t
 
 Exit codes: 0 done, 1 it failed, 3 no quorum, 4 not allowed, 64 usage`,
 		Flags: flags([]cli.Flag{
@@ -39,10 +40,11 @@ func (e *env) join(c *cli.Context) error {
 			"where every user of this host sees it").
 			withHint("--token-file FILE or FLEET_TOKEN; make a new activation if the token was typed here")
 	}
-	if err := checkService(c); err != nil {
+	cfg, err := e.hostConfig(c)
+	if err != nil {
 		return err
 	}
-	cfg, err := e.hostConfig(c)
+	plan, err := e.checkService(c, cfg)
 	if err != nil {
 		return err
 	}
@@ -73,15 +75,19 @@ func (e *env) join(c *cli.Context) error {
 	}
 	fmt.Fprintf(e.out, "fleet  %s  %s\n", escapeCell(r.Name), r.Fleet)
 	fmt.Fprintf(e.out, "node   %s  %s  at %s\n", escapeCell(r.NodeName), r.Node, address)
-	fmt.Fprintf(e.out, "data   %s\n", cfg.DataDir)
+	if plan != nil {
+		_, logs := plan.manager.Commands()
+		fmt.Fprintf(e.out, "config %s   data %s   logs %s\n", plan.spec.Config, cfg.DataDir, logs)
+	} else {
+		fmt.Fprintf(e.out, "data   %s\n", cfg.DataDir)
+	}
 	for _, warning := range r.Warnings {
 		e.warningLines([]fleet.Warning{{Message: warning}})
 	}
 	if c.Bool("enroll-only") {
 		fmt.Fprintf(e.out, "start  %s\n", agentHint(c, cfg))
-		return nil
 	}
-	return e.runAgent(c.Context, cfg)
+	return e.settle(c, cfg, plan)
 }
 
 // token reads the join token: never from the command line.
