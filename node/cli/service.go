@@ -171,7 +171,8 @@ func writeConfig(path string, b []byte) error {
 const (
 	readyTimeout = 60 * time.Second
 	readyPoll    = 200 * time.Millisecond
-	failLines    = 15 // of the log, when the agent does not become ready
+	downTime     = 5 * time.Second // of a service that was started, before it counts as failed
+	failLines    = 15              // of the log, when the agent does not become ready
 )
 
 // awaitReady returns when a voter has answered the agent. It gives up at its
@@ -183,14 +184,20 @@ func (e *env) awaitReady(ctx context.Context, p *plan, restarts int) error {
 	defer ticker.Stop()
 	local := client.OpenLocal(p.socket)
 	var answered bool
+	lastUp := e.now() // restarting, it is down for a moment
 	for {
 		status, err := local.Status(ctx)
 		answered = answered || err == nil
 		if err == nil && status.QuorumReachable {
 			return nil
 		}
-		if s, serr := p.manager.Status(ctx); serr == nil && err != nil && (s.Restarts > restarts || !s.Running) {
-			return fleet.Errorf(fleet.Unavailable, "its agent does not stay up (%s)", describeState(s))
+		if s, serr := p.manager.Status(ctx); serr == nil && err != nil {
+			if s.Running {
+				lastUp = e.now()
+			}
+			if s.Restarts > 0 && s.Restarts != restarts || e.now().Sub(lastUp) > downTime {
+				return fleet.Errorf(fleet.Unavailable, "its agent does not stay up (%s)", describeState(s))
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -107,11 +107,10 @@ func TestThroughAnOrdinaryHost(t *testing.T) {
 
 // lyingAgent is an agent's socket that leads where it likes.
 type lyingAgent struct {
+	api.Local
 	to func(ctx context.Context) (net.Conn, error)
 }
 
-func (lyingAgent) LocalStatus() fleet.LocalStatus                 { return fleet.LocalStatus{} }
-func (lyingAgent) LocalNodes() fleet.LocalNodes                   { return fleet.LocalNodes{} }
 func (l lyingAgent) Splice(ctx context.Context) (net.Conn, error) { return l.to(ctx) }
 func direct(addr string) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", addr) }
@@ -150,7 +149,7 @@ func TestAgentThatLies(t *testing.T) {
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
-			go func() { done <- api.ServeLocal(ctx, l, lyingAgent{tc.to}, slog.New(slog.DiscardHandler)) }()
+			go func() { done <- api.ServeLocal(ctx, l, lyingAgent{to: tc.to}, slog.New(slog.DiscardHandler)) }()
 			defer func() { cancel(); <-done }()
 			c, err := client.Open(t.Context(), cred, client.Options{Agent: client.OpenLocal(path)})
 			if err == nil {

@@ -214,12 +214,17 @@ type output struct {
 	line bytes.Buffer
 }
 
+// messageMark stands for the message where that is written otherwise.
+const messageMark = "\x00message"
+
 func newJournal(w io.Writer) *journal {
 	out := &output{w: w}
 	return &journal{out: out, attrs: slog.NewTextHandler(&out.line, &slog.HandlerOptions{
 		Level: slog.Level(-128),
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey) {
+			// Those of the record itself: an attribute may have the same name.
+			_, level := a.Value.Any().(slog.Level)
+			if len(groups) == 0 && (a.Key == slog.LevelKey && level || a.Key == slog.MessageKey && a.Value.String() == messageMark) {
 				return slog.Attr{}
 			}
 			return a
@@ -251,6 +256,7 @@ func (j *journal) Handle(ctx context.Context, r slog.Record) error {
 	// Messages are constants of ours, but raft's and memberlist's come too.
 	j.out.line.WriteString(strings.NewReplacer("\n", " ", "\r", " ").Replace(r.Message))
 	j.out.line.WriteByte(' ')
+	r.Message, r.Time = messageMark, time.Time{} // a time that is zero is not written
 	if err := j.attrs.Handle(ctx, r); err != nil {
 		return err
 	}

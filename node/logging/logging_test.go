@@ -24,10 +24,12 @@ func TestJournalLines(t *testing.T) {
 	part.Error("it failed", "err", errors.New("a\nb"))
 	log.Warn("two\nlines")
 	log.Debug("quiet", "level", "high")
+	log.Info("set", "level", "warn", "msg", "m", "time", 1)
 	want := "<6>agent ready node=mi-1 name=\"web 1\"\n" +
 		"<3>it failed component=gossip g.err=\"a\\nb\"\n" +
 		"<4>two lines\n" +
-		"<7>quiet\n"
+		"<7>quiet level=high\n" +
+		"<6>set level=warn msg=m time=1\n"
 	if runtime.GOOS == "linux" && b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
 	}

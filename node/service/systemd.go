@@ -269,6 +269,7 @@ func (s *systemd) relabel(ctx context.Context, spec Spec) error {
 
 // Start starts the service and does not wait until it is ready.
 func (s *systemd) Start(ctx context.Context) error {
+	_, _ = s.ctl(ctx, "reset-failed", unitName) // there may be nothing to forget
 	_, err := s.ctl(ctx, "start", "--no-block", unitName)
 	return err
 }
