@@ -299,7 +299,7 @@ func (e *completer) valuesOf(kind, typed string) completion {
 
 // notCompleted are the words for values that nobody but who types them knows.
 var notCompleted = []string{
-	"VALUE", "NAME", "TEXT", "DURATION", "N", "ID", "USER", "PATTERN", "WHEN", "NAME=VALUE", "ADDRESS", "IP:PORT", "ADDRESS:PORT",
+	"VALUE", "NAME", "TEXT", "DURATION", "N", "ID", "USER", "PATTERN", "WHEN", "NAME=VALUE", "ADDRESS", "IP:PORT", "ADDRESS:PORT", "SIZE",
 }
 
 // labelValues are the keys of labels and, behind a key, its values.

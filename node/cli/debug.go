@@ -47,7 +47,7 @@ Example:
 Exit codes: 0 done, 1 the request failed, 4 not root, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.StringFlag{Name: "for", Usage: "`DURATION` after which the configured level counts again, such as 10m; at most 24h"},
-			&cli.StringFlag{Name: "component", Usage: "only this `PART` of the agent, such as gossip, quorum, transport or runcmd"},
+			&cli.StringFlag{Name: "component", Usage: "only this part of the agent, by `NAME`, such as gossip, quorum, transport or runcmd"},
 		}, outputFlag(), socketFlag()),
 	}, 1, 1, func(c *cli.Context) error {
 		if err := checkForm(c); err != nil {
@@ -90,10 +90,9 @@ var profiles = map[string]string{
 
 func (e *env) debugProfile() *cli.Command {
 	return leaf(&cli.Command{
-		Name: "profile", Usage: "take a profile of the running agent", ArgsUsage: "KIND",
-		Description: `KIND is cpu, heap, allocs, goroutine, mutex, block, threads or trace, in the
-format of "go tool pprof" or "go tool trace". The agent gives it out on its
-local socket alone, to root and to the user that it runs as.
+		Name: "profile", Usage: "take a profile of the running agent", ArgsUsage: "cpu|heap|allocs|goroutine|mutex|block|threads|trace",
+		Description: `It is in the format of "go tool pprof" or "go tool trace". The agent gives it out
+on its local socket alone, to root and to the user that it runs as.
 
 Example:
   fleet debug profile cpu --for 30s --file cpu.pprof
@@ -101,7 +100,7 @@ Example:
 Exit codes: 0 done, 1 the request failed, 4 not root, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.StringFlag{Name: "for", Usage: "`DURATION` over which cpu or trace is taken (default 10s)"},
-			&cli.StringFlag{Name: "file", Usage: "write it to the new `FILE` (default KIND.pprof)"},
+			&cli.StringFlag{Name: "file", Usage: "write it to the new `FILE` (default such as cpu.pprof)"},
 		}, socketFlag()),
 	}, 1, 1, func(c *cli.Context) (err error) {
 		kind := c.Args().First()
