@@ -14,6 +14,7 @@ import (
 // Faults of fleet's processes, on a fleet of five with three voters. Each part
 // shows that the helper did what it says and that the fleet stood it.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, lab.Options{Hosts: 5, Clocks: true})
 	h := l.Hosts()
 	l.Found(3)
@@ -97,6 +98,7 @@ func TestFaults(t *testing.T) {
 
 // A fleet on IPv6 alone.
 func TestFleetOnIPv6(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, lab.Options{Hosts: 3, Families: lab.IPv6Only})
 	l.Found(3)
 	runsOn(t, l.Hosts()[0], l.Hosts())
@@ -104,6 +106,7 @@ func TestFleetOnIPv6(t *testing.T) {
 
 // Two hosts that nobody can dial take part in everything.
 func TestInboundDropped(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, lab.Options{Hosts: 5})
 	h := l.Hosts()
 	deaf := h[3:]
