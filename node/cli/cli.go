@@ -124,6 +124,7 @@ func (e *env) commands() []*cli.Command {
 		e.joinCommand(),
 		e.agentCommand(),
 		e.doctorCommand(),
+		e.configCommand(),
 		e.debugCommand(),
 		e.devCommand(),
 		e.versionCommand(),

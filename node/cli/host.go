@@ -73,6 +73,15 @@ func (e *env) settle(c *cli.Context, cfg *config.Config, p *plan) error {
 
 // hostConfig reads the configuration of this host.
 func (e *env) hostConfig(c *cli.Context) (*config.Config, error) {
+	sources, err := e.configSources(c)
+	if err != nil {
+		return nil, err
+	}
+	return config.Load(sources)
+}
+
+// configSources is where the configuration of this host comes from.
+func (e *env) configSources(c *cli.Context) (config.Sources, error) {
 	given := map[string]string{}
 	for _, name := range []string{"node-name", "data-dir", "listen", "advertise", "socket", "log-level", "log-format", "disk-budget"} {
 		if c.IsSet(name) {
@@ -85,14 +94,14 @@ func (e *env) hostConfig(c *cli.Context) (*config.Config, error) {
 		}
 		abs, err := filepath.Abs(given[name])
 		if err != nil {
-			return nil, fmt.Errorf("--%s: %w", name, err)
+			return config.Sources{}, fmt.Errorf("--%s: %w", name, err)
 		}
 		given[name] = abs
 	}
-	return config.Load(config.Sources{
+	return config.Sources{
 		File: firstOf(c.String("config"), e.getenv("FLEET_CONFIG"), config.DefaultFile), FileRequired: c.String("config") != "",
 		Getenv: e.getenv, Flags: given,
-	})
+	}, nil
 }
 
 // nodeName is the host's name: as configured, else the system's.

@@ -152,6 +152,19 @@ type Sources struct {
 
 // Load reads all sources and validates the result.
 func Load(s Sources) (*Config, error) {
+	c, err := Read(s)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Read reads all sources, for who wants to see the values that Validate would
+// refuse. Its error is of a source that cannot be read at all.
+func Read(s Sources) (*Config, error) {
 	c := Default()
 	if s.File != "" {
 		b, err := readFile(s.File)
@@ -184,11 +197,11 @@ func Load(s Sources) (*Config, error) {
 		}
 		c.sources["socket"] = fromDataDir
 	}
-	if err := c.Validate(); err != nil {
-		return nil, err
-	}
 	return c, nil
 }
+
+// File is the configuration file that was read; "" for none.
+func (c *Config) File() string { return c.file }
 
 func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
@@ -213,23 +226,10 @@ func (c *Config) Source(key string) string {
 // Validate reports everything that is wrong, in one error of kind Invalid: what
 // stands in the file by line, then what came from elsewhere.
 func (c *Config) Validate() error {
-	problems := slices.Clone(c.problems)
-	for _, set := range settings {
-		err := set.check(*set.field(c))
-		if err == nil {
-			continue
-		}
-		p := problem{text: fmt.Sprintf("%s (%s): %s; allowed is %s", set.key, c.Source(set.key), err, set.allowed)}
-		if c.Source(set.key) == c.file && c.file != "" {
-			p.line = c.lines[set.key]
-			p.text = fmt.Sprintf("line %d: %s: %s; allowed is %s", p.line, set.key, err, set.allowed)
-		}
-		problems = append(problems, p)
-	}
+	problems := c.found()
 	if len(problems) == 0 {
 		return nil
 	}
-	sortProblems(problems)
 	var texts []string
 	elsewhere := false
 	for _, p := range problems {
@@ -244,6 +244,35 @@ func (c *Config) Validate() error {
 		return fleet.Errorf(fleet.Invalid, "%s: %s", where, texts[0])
 	}
 	return fleet.Errorf(fleet.Invalid, "%s: %d problems:\n  %s", where, len(texts), strings.Join(texts, "\n  "))
+}
+
+// found is everything that is wrong, in the order of the file.
+func (c *Config) found() []problem {
+	problems := slices.Clone(c.problems)
+	for _, set := range settings {
+		err := set.check(*set.field(c))
+		if err == nil {
+			continue
+		}
+		p := problem{text: fmt.Sprintf("%s (%s): %s; allowed is %s", set.key, c.Source(set.key), err, set.allowed)}
+		if c.Source(set.key) == c.file && c.file != "" {
+			p.line = c.lines[set.key]
+			p.text = fmt.Sprintf("line %d: %s: %s; allowed is %s", p.line, set.key, err, set.allowed)
+		}
+		problems = append(problems, p)
+	}
+	sortProblems(problems)
+	return problems
+}
+
+// Problems is everything that is wrong, a line each; Validate says it as an
+// error.
+func (c *Config) Problems() []string {
+	texts := []string{}
+	for _, p := range c.found() {
+		texts = append(texts, p.text)
+	}
+	return texts
 }
 
 func optional(check func(string) error) func(string) error {
