@@ -78,7 +78,11 @@ func (osFiles) write(name, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-func (osFiles) mkdir(name string) error { return os.Mkdir(name, 0o755) }
+// mkdir makes a group whose files others may read (a program sizes itself by
+// its limits) and whose directory they may not open: whoever can open it can
+// lock it, and so keep us from using and from removing it.
+func (osFiles) mkdir(name string) error { return os.Mkdir(name, 0o711) }
+
 func (osFiles) rmdir(name string) error { return unix.Rmdir(name) }
 
 func (osFiles) list(name string) ([]string, error) {

@@ -355,6 +355,22 @@ func TestAGroupInUseIsNotSweptByAnotherAgent(t *testing.T) {
 	}
 }
 
+// TestAnotherUserCannotHoldItsGroup: with a lock on its group a command of
+// another user could make the next one run without limits, and the group stay.
+func TestAnotherUserCannotHoldItsGroup(t *testing.T) {
+	for kind, c := range realGroups(t) {
+		t.Run(kind, func(t *testing.T) {
+			var out strings.Builder
+			spec := script(t, `(exec 9<"$D") 2>/dev/null && echo opened; cat "$D/cgroup.procs" >/dev/null && echo read`)
+			spec.Cgroups, spec.User, spec.Stdout = c, "nobody", &out
+			spec.Env = append(spec.Env, "D="+filepath.Join(c.hierarchies[0].base, groupName(spec.Mark)))
+			if exit := run(t, spec); exit.Uncontained != "" || out.String() != "read\n" {
+				t.Errorf("exit %+v, output %q; want its files readable and its directory closed", exit, out.String())
+			}
+		})
+	}
+}
+
 func TestNestedGroupsAreKilledAndRemoved(t *testing.T) {
 	for kind, c := range realGroups(t) {
 		t.Run(kind, func(t *testing.T) {
