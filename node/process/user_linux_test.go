@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"fleet/node/fleet"
 )
 
 // leaky runs a script as another user below a parent that has much to leak,
@@ -84,6 +86,11 @@ func TestParsePasswd(t *testing.T) {
 	for _, name := range []string{"-option", "", "a b", "a\nb", "a:b", "$(id)", strings.Repeat("x", 300)} {
 		if _, ok := directoryUser(name); ok || namePattern.MatchString(name) {
 			t.Errorf("%q is given to programs", name)
+		}
+	}
+	for _, number := range []string{"0", "00", "65534"} {
+		if a, err := LookupUser(number); fleet.KindOf(err) != fleet.NotFound {
+			t.Errorf("the number %s is the user %+v, %v; want that there is none of that name", number, a, err)
 		}
 	}
 }

@@ -24,12 +24,16 @@ const directoryPatience = 5 * time.Second
 // namePattern is what is given to those programs: nothing that is an option.
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@\\$-]{0,255}$`)
 
+// numberPattern is what they take for the number of a user instead: "0" would
+// be root by another name, which who compares names does not know.
+var numberPattern = regexp.MustCompile(`^[0-9]+$`)
+
 // passwdFields are those of one line of passwd(5).
 const passwdFields = 7
 
 // directoryUser finds a user that /etc/passwd does not have, by getent.
 func directoryUser(name string) (Account, bool) {
-	if !namePattern.MatchString(name) {
+	if !namePattern.MatchString(name) || numberPattern.MatchString(name) {
 		return Account{}, false
 	}
 	out, err := ask("getent", "passwd", name)
@@ -72,8 +76,10 @@ func loginShell(name string) string {
 // service, which only the system's own programs know, and with the primary one.
 func groupsOf(name, primary string) ([]uint32, error) {
 	var ids []string
-	if out, err := ask("id", "-G", name); err == nil && namePattern.MatchString(name) {
-		ids = strings.Fields(out)
+	if namePattern.MatchString(name) {
+		if out, err := ask("id", "-G", name); err == nil {
+			ids = strings.Fields(out)
+		}
 	}
 	if len(ids) == 0 { // a system without id: /etc/group only
 		u, err := user.Lookup(name)
