@@ -109,6 +109,7 @@ type Node struct {
 	view      *view
 	boot      string
 	inbound   inbound
+	proved    proofs
 	started   time.Time // when New was called
 
 	ctx    context.Context // ends when the host stops

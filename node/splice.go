@@ -6,20 +6,59 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"fleet/node/fleet"
 	"fleet/node/transport"
 )
 
-// spliceStagger is how long one quorum host is waited for before the next is
-// tried beside it.
-const spliceStagger = time.Second
+const (
+	// spliceStagger is how long one quorum host is waited for before the next is
+	// tried beside it.
+	spliceStagger = time.Second
+
+	// provedFor is how long an address counts as proved. Strangers can ask for
+	// splices (node/transport: Config.Splice): a proof for each would let them
+	// make the hosts of a fleet do two handshakes with the leader for each hello.
+	provedFor = 10 * time.Second
+)
+
+// proofs are the addresses at which quorum hosts proved their identity lately.
+type proofs struct {
+	mu sync.Mutex // guards at
+	at map[fleet.NodeID]proof
+}
+
+type proof struct {
+	addr string
+	when time.Time
+}
+
+func (p *proofs) get(voter fleet.NodeID) (addr string, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last, ok := p.at[voter]
+	if !ok || time.Since(last.when) >= provedFor {
+		delete(p.at, voter)
+		return "", false
+	}
+	return last.addr, true
+}
+
+func (p *proofs) set(voter fleet.NodeID, addr string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.at == nil {
+		p.at = map[fleet.NodeID]proof{} // voters only: a handful
+	}
+	p.at[voter] = proof{addr, time.Now()}
+}
 
 // Splice opens a connection to a quorum host's port, for an operator on this
 // host (node/api: ServeLocal): to this host itself if it is of the quorum, else
-// to the leader, else to whoever answers. An address is only taken after the
-// quorum host that is meant has proved its identity there: what gossip or a
+// to the leader, else to whoever answers. An address is only taken when the
+// quorum host that is meant has just proved its identity there: what gossip or a
 // voter says of an address must not turn the socket into a way to other places.
 func (n *Node) Splice(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -84,6 +123,12 @@ func (n *Node) Splice(ctx context.Context) (net.Conn, error) {
 }
 
 func (n *Node) spliceTo(ctx context.Context, voter fleet.NodeID) (net.Conn, error) {
+	if addr, ok := n.proved.get(voter); ok {
+		if conn, err := n.transport.DialPlain(ctx, addr); err == nil {
+			return conn, nil
+		}
+		// It may answer at another by now.
+	}
 	proved, err := n.dial(ctx, transport.RPC, fleet.RoleAgent, voter, fleet.RoleQuorum)
 	if err != nil {
 		return nil, err
@@ -92,5 +137,6 @@ func (n *Node) spliceTo(ctx context.Context, voter fleet.NodeID) (net.Conn, erro
 	if err := proved.Close(); err != nil {
 		return nil, fmt.Errorf("end the connection that proved %s: %w", voter, err)
 	}
+	n.proved.set(voter, addr)
 	return n.transport.DialPlain(ctx, addr)
 }
