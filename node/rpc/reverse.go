@@ -125,11 +125,16 @@ func (c *Client) reverseTo(node fleet.NodeID, doubted bool) *peerConn {
 	return pc
 }
 
-// doubt notes whether a call over a reverse connection got its answer.
-func (c *Client) doubt(pc *peerConn, doubted bool) {
+// doubt notes whether a call over a reverse connection got its answer. One that
+// its caller broke off says nothing of the connection: a leader that is none any
+// more breaks off all of them at once.
+func (c *Client) doubt(call context.Context, pc *peerConn, answered bool) {
+	if !answered && errors.Is(call.Err(), context.Canceled) {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	pc.doubted = doubted
+	pc.doubted = !answered
 }
 
 func (c *Client) wayTo(node fleet.NodeID) way {
@@ -235,7 +240,7 @@ func (t *trip) overReverse(doubted bool) bool {
 	ctx, cancel := partOfTime(t.ctx, 2)
 	defer cancel()
 	answer, answered, err := t.c.attempt(ctx, pc, t.m, t.frame)
-	t.c.doubt(pc, !answered)
+	t.c.doubt(t.ctx, pc, answered)
 	if !answered {
 		err = noAnswer(t.to, t.m.Name, err)
 	}
@@ -330,7 +335,7 @@ func (c *Client) Relay(ctx context.Context, req *RelayRequest) (*RelayResponse, 
 	ctx, cancel := context.WithTimeout(ctx, m.Timeout)
 	defer cancel()
 	body, answered, err := c.attempt(ctx, pc, m, frameBytes(req.Body))
-	c.doubt(pc, !answered)
+	c.doubt(ctx, pc, answered)
 	switch {
 	case !answered:
 		return nil, noAnswer(pc.target, m.Name, err)

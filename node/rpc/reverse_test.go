@@ -132,6 +132,23 @@ func TestReverse(t *testing.T) {
 			}
 		}
 	})
+	bubble(t, "a call that was broken off does not cost the next one a dial", func(t *testing.T) {
+		v := newVoterSide(t)
+		host(t, v.opens(t))
+		synctest.Wait()
+		before := v.n.dialled()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, err := Call[InstallQuorumRequest, Empty](ctx, v.Client, atHost, MethodInstallQuorum, &InstallQuorumRequest{}); err == nil {
+			t.Error("a call that is not answered returned without an error")
+		}
+		if got, err := candidate(t.Context(), v.Client); err != nil || got != string(nodeA) {
+			t.Errorf("Candidate: %q, %v", got, err)
+		}
+		if got := v.n.dialled() - before; got != 0 {
+			t.Errorf("%d dials, want none: the connection is in order", got)
+		}
+	})
 	bubble(t, "a half-open one ends within half a minute, on both sides", func(t *testing.T) {
 		v := newVoterSide(t)
 		var dead atomic.Bool
