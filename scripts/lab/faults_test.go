@@ -82,7 +82,7 @@ func TestFaults(t *testing.T) {
 			s, err := h[i].Status()
 			return err == nil && !s.QuorumReachable
 		})
-		h[i].Fleet("quorum", "ls", "--timeout", "5s").Want(3)
+		h[i].Fleet("quorum", "ls").Want(3)
 		var others []*lab.Host
 		for _, x := range h {
 			if x != h[i] {
