@@ -98,6 +98,8 @@ func mint(s *step, e *entry.Mint) (any, error) {
 	switch {
 	case !c.Open():
 		return nil, fleet.Errorf(fleet.Conflict, "command %s has ended", c.ID)
+	case c.Cancelled():
+		return nil, fleet.Errorf(fleet.Conflict, "command %s is cancelled", c.ID)
 	case e.N != c.Mint.N+1:
 		return nil, fleet.Errorf(fleet.Conflict, "mint %d of command %s cannot follow mint %d", e.N, c.ID, c.Mint.N)
 	case s.stamp >= c.Expires:
@@ -129,7 +131,12 @@ func results(s *step, e *entry.Results) (any, error) {
 	standing := make([]fleet.Invocation, 0, len(e.Rows))
 	for _, r := range e.Rows {
 		row := &rows[r.Index%fleet.ShardSize]
-		if !row.State.Final() && (r.State.Final() || row.State == fleet.Pending) {
+		switch {
+		case row.State.Final():
+		case r.State.Final():
+			changed.move(row, r)
+		case row.State.Accept() != row.State:
+			r.State = row.State.Accept() // a row that is cancelled stays so
 			changed.move(row, r)
 		}
 		standing = append(standing, *row)
@@ -141,12 +148,15 @@ func results(s *step, e *entry.Results) (any, error) {
 
 // Reasons of rows that the quorum ended itself.
 const (
+	reasonCancelled    = "cancelled; the host was not reached, or did not answer, before the time to deliver was over"
 	reasonNotDelivered = "the host was not reached, or did not answer, before the time to deliver was over"
 	reasonNotReported  = "the host took the command, but no result came before the command expired"
 )
 
 // expire ends the rows whose time has passed: those that were never heard of
-// after NotAfter and Skew, all others after Expires and Skew.
+// after NotAfter and Skew, all others after Expires and Skew. A cancelled row
+// ends as Cancelled only where the host can no longer begin: one that took the
+// command and fell silent may have run it to its end.
 func expire(s *step, e *entry.Expire) (any, error) {
 	s.at(e.Stamp)
 	c, err := s.command(e.Command, e.Attempt)
@@ -167,7 +177,11 @@ func expire(s *step, e *entry.Expire) (any, error) {
 			switch {
 			case row.State == fleet.Pending && undelivered:
 				end.Reason = reasonNotDelivered
-			case row.State == fleet.InProgress && expired:
+			case row.State == fleet.CancelPending && undelivered:
+				// It may not start there any more, which is what was asked for.
+				end.State, end.Reason = fleet.Cancelled, reasonCancelled
+			case (row.State == fleet.InProgress || row.State == fleet.CancelInProgress) && expired:
+				// Whether a cancel came in time is not known: nobody claims it did.
 				end.Reason = reasonNotReported
 				end.Started = row.Started
 			default:
@@ -220,7 +234,7 @@ func (ch *change) finish() *fleet.Command {
 	if !ch.any {
 		return ch.s.Command(c.ID)
 	}
-	if c.Counts[fleet.Pending] == 0 && c.Counts[fleet.InProgress] == 0 {
+	if c.Unfinished() == 0 {
 		c.Ended = ch.s.stamp
 	}
 	c.Index = ch.s.index

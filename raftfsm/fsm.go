@@ -43,6 +43,7 @@ type Answer struct {
 	//	Enrol, Address                 *fleet.Node
 	//	AddTags, RemoveTags            *fleet.Node
 	//	SendCommand, Mint, Expire      *fleet.Command
+	//	CancelCommand                  *fleet.Command
 	//	Results                        []fleet.Invocation, the rows as they now stand
 	//	PutTarget                      *fleet.SavedTarget
 	//	DeleteTarget                   fleet.TargetName
@@ -170,6 +171,7 @@ var handlers = map[entry.Kind]handler{
 	entry.KindResults:          on(results),
 	entry.KindExpire:           on(expire),
 	entry.KindAddress:          on(address),
+	entry.KindCancelCommand:    signed(cancelCommand, answerCommand),
 	entry.KindPutTarget:        signed(putTarget, answerTarget),
 	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
 }

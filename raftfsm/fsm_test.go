@@ -288,7 +288,7 @@ func TestRetriesOfEveryKind(t *testing.T) {
 		&entry.AddTags{Authority: w.authority("AddTagsToResource", "", entry.AddTagsToResourceV1{ResourceType: "ManagedInstance", ResourceId: string(firstNode), Tags: tags})},
 		&entry.RemoveTags{Authority: w.authority("RemoveTagsFromResource", "", entry.RemoveTagsFromResourceV1{ResourceType: "ManagedInstance", ResourceId: string(firstNode), TagKeys: []string{"role", "none"}})},
 		&entry.DeleteActivation{Authority: w.authority("DeleteActivation", "", entry.DeleteActivationV1{ActivationId: uuid(1)})},
-		w.send(1, nil), w.target("web", nil), w.removeTarget("web"),
+		w.send(1, nil), w.cancel(1, firstNode), w.cancel(1), w.target("web", nil), w.removeTarget("web"),
 	} {
 		first := w.must(body)
 		hash := w.fsm.Hash()
@@ -389,7 +389,7 @@ func randomLog(w *world, seed uint64, n int) {
 	pick := func(n int) int { return r.IntN(max(n, 1)) }
 	for range n {
 		w.now += int64(r.IntN(20)-3) * second
-		switch r.IntN(15) {
+		switch r.IntN(16) {
 		case 0:
 			activations++
 			w.apply(&entry.CreateActivation{Authority: w.authority("CreateActivation", uuid(activations),
@@ -438,6 +438,13 @@ func randomLog(w *world, seed uint64, n int) {
 			w.apply(w.target(fmt.Sprintf("t%d", r.IntN(4)), func(req *entry.PutTargetV1) { req.NodeSet = fmt.Sprintf("web[1-%d]", 2+r.IntN(9)) }))
 		case 14:
 			w.apply(w.removeTarget(fmt.Sprintf("t%d", r.IntN(4))))
+		case 15:
+			c := 1 + pick(commands)
+			var nodes []fleet.NodeID
+			if row := w.fsm.Store().Command(fleet.CommandID(uuid(c))); row != nil && len(row.Targets) > 0 && r.IntN(3) > 0 {
+				nodes = append(nodes, row.Targets[r.IntN(len(row.Targets))])
+			}
+			w.apply(w.cancel(c, nodes...))
 		case 12:
 			host := pick(hosts)
 			change, err := identity.NewAddressChange(identity.AddressChange{

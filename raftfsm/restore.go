@@ -164,7 +164,7 @@ func (r *restorer) checkWhole() error {
 			return err
 		}
 	}
-	return nil
+	return r.checkCancels()
 }
 
 func (r *restorer) checkCounts(c *fleet.Command) error {
@@ -177,8 +177,7 @@ func (r *restorer) checkCounts(c *fleet.Command) error {
 			counts[row.State]++
 		}
 	}
-	open := counts[fleet.Pending] > 0 || counts[fleet.InProgress] > 0
-	if !slices.Equal(counts, c.Counts) || open != c.Open() {
+	if !slices.Equal(counts, c.Counts) || (c.Unfinished() > 0) != c.Open() {
 		return fmt.Errorf("the counts of command %s are not those of its rows", c.ID)
 	}
 	return nil
@@ -289,7 +288,7 @@ func (r *restorer) loadRequest(row *state.Request) error {
 		return errors.New("it was applied after the state's last entry")
 	}
 	switch row.Kind {
-	case entry.KindCreateActivation, entry.KindSendCommand, entry.KindPutTarget:
+	case entry.KindCreateActivation, entry.KindSendCommand, entry.KindPutTarget, entry.KindCancelCommand:
 		p, _, err := Authorize(r.step.View, row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
 		if err != nil {
 			return err

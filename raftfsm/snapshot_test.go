@@ -58,6 +58,7 @@ func fullWorld(tb testing.TB) *world {
 	w.must(&entry.Mint{Stamp: w.now, Command: w.command(1).ID, Attempt: 1, N: 2, NotBefore: w.now})
 	w.now += 200 * second
 	w.must(&entry.Expire{Stamp: w.now, Command: w.command(1).ID, Attempt: 1})
+	w.must(w.cancel(2, w.command(2).Targets[0]))
 	return w
 }
 

@@ -235,16 +235,10 @@ func wholeRunes(b []byte) []byte {
 
 func commandEvent(cmd *fleet.Command) fleet.CommandEvent {
 	view := control.CommandView(cmd)
-	count := func(s fleet.InvocationState) int {
-		if int(s) < len(cmd.Counts) {
-			return int(cmd.Counts[s])
-		}
-		return 0
-	}
 	return fleet.CommandEvent{
 		CommandId: cmd.ID, Status: view.Status, StatusDetails: view.StatusDetails, TargetCount: view.TargetCount,
-		CompletedCount: view.CompletedCount, SuccessCount: count(fleet.Success), ErrorCount: view.ErrorCount,
-		DeliveryTimedOutCount: view.DeliveryTimedOutCount, InProgressCount: count(fleet.InProgress), Ended: !cmd.Open(),
+		CompletedCount: view.CompletedCount, SuccessCount: cmd.Count(fleet.Success), ErrorCount: view.ErrorCount,
+		DeliveryTimedOutCount: view.DeliveryTimedOutCount, InProgressCount: cmd.Count(fleet.InProgress), CancellingCount: cmd.Count(fleet.CancelPending, fleet.CancelInProgress), Ended: !cmd.Open(),
 	}
 }
 

@@ -111,6 +111,27 @@ type Command struct {
 // Open reports whether a target has not reached its final state.
 func (c *Command) Open() bool { return c.Ended == 0 }
 
+// Count is how many targets are in one of some states.
+func (c *Command) Count(states ...InvocationState) (n int) {
+	for _, s := range states {
+		if int(s) < len(c.Counts) {
+			n += int(c.Counts[s])
+		}
+	}
+	return n
+}
+
+// Unfinished is how many targets are not in a final state.
+func (c *Command) Unfinished() int {
+	return c.Count(Pending, InProgress, CancelPending, CancelInProgress)
+}
+
+// Cancelled reports whether every target that has not ended is cancelled: no
+// host may start it any more.
+func (c *Command) Cancelled() bool {
+	return c.Count(Pending, InProgress) == 0 && c.Count(CancelPending, CancelInProgress) > 0
+}
+
 // Invocation is one command on one node: the row of one target.
 type Invocation struct {
 	Index      uint32          `msgpack:"i"` // in Command.Targets
@@ -145,6 +166,11 @@ const (
 	Interrupted       InvocationState = 8 // the host died between start and end; it is not run again
 	Terminated        InvocationState = 9 // not released: the error limit was passed
 	InvalidPlatform   InvocationState = 10
+
+	// An operator cancelled it and the end is not known yet. What was known
+	// before stays known: it decides how long the host may still be at it.
+	CancelPending    InvocationState = 11 // while it was Pending
+	CancelInProgress InvocationState = 12 // while it was InProgress
 )
 
 var states = map[InvocationState]struct{ status, details string }{
@@ -159,6 +185,8 @@ var states = map[InvocationState]struct{ status, details string }{
 	Interrupted:       {"Failed", "Interrupted"},
 	Terminated:        {"Failed", "Terminated"},
 	InvalidPlatform:   {"Failed", "InvalidPlatform"},
+	CancelPending:     {"Cancelling", "Cancelling"},
+	CancelInProgress:  {"Cancelling", "Cancelling"},
 }
 
 // Status is SSM's CommandInvocationStatus.
@@ -178,7 +206,33 @@ func (s InvocationState) String() string {
 func (s InvocationState) Valid() bool { _, ok := states[s]; return ok }
 
 // Final reports whether a row in this state never changes again.
-func (s InvocationState) Final() bool { return s != Pending && s != InProgress }
+func (s InvocationState) Final() bool { return s != Pending && s != InProgress && !s.Cancelling() }
+
+// Cancelling reports whether it was cancelled and has not ended.
+func (s InvocationState) Cancelling() bool { return s == CancelPending || s == CancelInProgress }
+
+// Cancel is the state of a row when an operator cancels it: a final row stays
+// what it is.
+func (s InvocationState) Cancel() InvocationState {
+	switch s {
+	case Pending:
+		return CancelPending
+	case InProgress:
+		return CancelInProgress
+	}
+	return s
+}
+
+// Accept is the state of a row when its host says that it holds the command.
+func (s InvocationState) Accept() InvocationState {
+	switch s {
+	case Pending:
+		return InProgress
+	case CancelPending:
+		return CancelInProgress
+	}
+	return s
+}
 
 // IsError reports whether the state counts as an error of the command
 // (SSM: Failed and ExecutionTimedOut; a command cut off by a crash failed too).

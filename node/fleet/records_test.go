@@ -30,6 +30,8 @@ func TestStates(t *testing.T) {
 		8:  {"Interrupted", "Failed", true, true},
 		9:  {"Terminated", "Failed", true, false},
 		10: {"InvalidPlatform", "Failed", true, false},
+		11: {"Cancelling", "Cancelling", false, false},
+		12: {"Cancelling", "Cancelling", false, false},
 	}
 	for n := range 256 {
 		s := InvocationState(n)

@@ -208,6 +208,7 @@ type CommandEvent struct {
 	ErrorCount            int       `json:"ErrorCount"`
 	DeliveryTimedOutCount int       `json:"DeliveryTimedOutCount"`
 	InProgressCount       int       `json:"InProgressCount"`
+	CancellingCount       int       `json:"CancellingCount,omitempty"`
 	Ended                 bool      `json:"Ended,omitempty"`
 }
 

@@ -116,7 +116,7 @@ func (e *Results) Check() error {
 			return fleet.Errorf(fleet.Invalid, "result rows are not in ascending order at index %d", r.Index)
 		case r.Index/fleet.ShardSize != e.Shard():
 			return fleet.Errorf(fleet.Invalid, "result rows of two shards, %d and %d", e.Shard(), r.Index/fleet.ShardSize)
-		case !r.State.Valid() || r.State == fleet.Pending:
+		case !r.State.Valid() || r.State == fleet.Pending || r.State.Cancelling():
 			return fleet.Errorf(fleet.Invalid, "result row %d has the state %d", r.Index, uint8(r.State))
 		case len(r.Reason) > MaxReason || !utf8.ValidString(r.Reason):
 			return fleet.Errorf(fleet.Invalid, "result row %d has a reason that is over %d bytes or not UTF-8", r.Index, MaxReason)
@@ -242,15 +242,8 @@ func (r *SendCommandV1) checkTargets() error {
 	if len(r.InstanceIds) > MaxInstanceIDs {
 		return invalidf(validation, "%d InstanceIds are over the limit of %d: use Targets", len(r.InstanceIds), MaxInstanceIDs)
 	}
-	seen := make(map[string]bool, len(r.InstanceIds))
-	for _, id := range r.InstanceIds {
-		if _, err := fleet.ParseNodeID(id); err != nil {
-			return invalidf("InvalidInstanceId", "%v", err)
-		}
-		if seen[id] {
-			return invalidf("DuplicateInstanceId", "node %s is named twice", id)
-		}
-		seen[id] = true
+	if err := checkInstanceIDs(r.InstanceIds); err != nil {
+		return err
 	}
 	if len(r.Targets) > MaxTargets {
 		return invalidf(validation, "%d Targets are over the limit of %d", len(r.Targets), MaxTargets)

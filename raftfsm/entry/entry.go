@@ -76,6 +76,7 @@ const (
 	KindResults          Kind = 10
 	KindExpire           Kind = 11
 	KindAddress          Kind = 12
+	KindCancelCommand    Kind = 13
 	KindPutTarget        Kind = 19
 	KindDeleteTarget     Kind = 20
 )
@@ -110,6 +111,7 @@ var kinds = map[Kind]kindInfo{
 	KindResults:          {"Results", "", decode[Results]},
 	KindExpire:           {"Expire", "", decode[Expire]},
 	KindAddress:          {"Address", "", decode[Address]},
+	KindCancelCommand:    {"CancelCommand", "CancelCommand", decode[CancelCommand]},
 	KindPutTarget:        {"PutTarget", "PutTarget", decode[PutTarget]},
 	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
 }

@@ -49,6 +49,7 @@ func samples() []Body {
 		}},
 		&Expire{Stamp: testStamp, Command: testCommand, Attempt: 1},
 		&Address{Stamp: testStamp, Request: []byte("change of address")},
+		&CancelCommand{authority("")},
 		&PutTarget{authority("")},
 		&DeleteTarget{authority("")},
 	}

@@ -23,6 +23,7 @@ var parsers = map[string]func([]byte) (any, error){
 	"AddTagsToResource":      func(b []byte) (any, error) { return ParseAddTags(b) },
 	"RemoveTagsFromResource": func(b []byte) (any, error) { return ParseRemoveTags(b) },
 	"SendCommand":            func(b []byte) (any, error) { return ParseSendCommand(b) },
+	"CancelCommand":          func(b []byte) (any, error) { return ParseCancelCommand(b) },
 	"PutTarget":              func(b []byte) (any, error) { return ParsePutTarget(b) },
 	"DeleteTarget":           func(b []byte) (any, error) { return ParseDeleteTarget(b) },
 }
@@ -173,6 +174,15 @@ func TestRequests(t *testing.T) {
 		{"command as a long user", "SendCommand", command("RunAs", `"`+strings.Repeat("a", 33)+`"`), validation},
 		{"command to S3", "SendCommand", command("OutputS3BucketName", `"b"`), validation},
 
+		{"cancel", "CancelCommand", object("CommandId", `"`+testID+`"`), ""},
+		{"cancel on 50 nodes", "CancelCommand", object("CommandId", `"`+testID+`"`, "InstanceIds", many(50, `"mi-%017x"`)), ""},
+		{"cancel on 51 nodes", "CancelCommand", object("CommandId", `"`+testID+`"`, "InstanceIds", many(51, `"mi-%017x"`)), validation},
+		{"cancel nothing", "CancelCommand", "{}", "InvalidCommandId"},
+		{"cancel in capitals", "CancelCommand", object("CommandId", `"`+strings.ToUpper(testID)+`"`), "InvalidCommandId"},
+		{"cancel on a node twice", "CancelCommand", object("CommandId", `"`+testID+`"`, "InstanceIds", "["+node+","+node+"]"), "DuplicateInstanceId"},
+		{"cancel on a name", "CancelCommand", object("CommandId", `"`+testID+`"`, "InstanceIds", `["web"]`), "InvalidInstanceId"},
+		{"cancel of an attempt", "CancelCommand", object("CommandId", `"`+testID+`"`, "Attempt", "1"), validation},
+
 		{"another case", "DeleteActivation", object("activationid", `"`+testID+`"`), validation},
 		{"a key twice", "DeleteActivation", object("ActivationId", `"`+testID+`"`, "ActivationId", `"`+testID+`"`), validation},
 		{"bytes after it", "DeleteActivation", object("ActivationId", `"`+testID+`"`) + "{}", validation},
@@ -254,6 +264,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add("AddTagsToResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "Tags", manyTags(1))))
 	f.Add("RemoveTagsFromResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "TagKeys", `["a"]`)))
 	f.Add("SendCommand", []byte(command("Parameters", `{"commands":["true"]}`)))
+	f.Add("CancelCommand", []byte(object("CommandId", `"`+testID+`"`, "InstanceIds", `["mi-0123456789abcdef0"]`)))
 	f.Fuzz(func(t *testing.T, operation string, b []byte) {
 		parse, ok := parsers[operation]
 		if !ok {
