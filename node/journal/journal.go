@@ -5,7 +5,8 @@
 // The file is the line "fleet journal v1" and then frames {u32 length, CRC32C,
 // msgpack} of records, appended and, for those on which a promise rests,
 // synced before the call returns: accepted (the quorum hears of it), started
-// (the command runs next) and finished (the result leaves next). Spawned and
+// (the command runs next), cancelled (nothing of it starts any more) and
+// finished (the result leaves next). Spawned and
 // acknowledged are not synced: after a loss of power no child is left to be
 // killed, and a result that is reported twice counts once.
 //
@@ -71,7 +72,7 @@ func (k Key) String() string { return fmt.Sprintf("%s attempt %d", k.Command, k.
 // reads nothing in Ticket, Document and Parameters, and gives the latter two up
 // when the command has finished.
 type Accepted struct {
-	Ticket       []byte // signed
+	Ticket       []byte // signed; nil for what was cancelled before it came
 	Index        uint32 // of this host among the targets
 	DocumentName string
 	Document     []byte
@@ -104,6 +105,7 @@ type Entry struct {
 	Starts       int       // how often it was started: 0, 1, or more for what may be repeated
 	Started      int64     // the last time, by this host's clock
 	Spawned      []Spawned // children since the last start
+	Cancel       []byte    // signed, when it was cancelled; nil again once it has finished
 	Finished     *Finished // nil while it may still happen
 	Acknowledged uint64    // log index of the result; 0 while the quorum does not have it
 }
@@ -264,6 +266,26 @@ func (j *Journal) Refuse(k Key, a Accepted, f Finished) error {
 	return j.append(record{Kind: kindRefused, Accepted: acceptedRecord(a), Finished: finishedRecord(f), At: f.At}.of(k))
 }
 
+// Cancel records that an accepted command without an answer is cancelled, and
+// syncs: from then on Start and Spawn are refused, across crashes too.
+func (j *Journal) Cancel(k Key, signed []byte) error {
+	return j.append(record{Kind: kindCancelled, Cancel: signed}.of(k))
+}
+
+// Unmet is how many entries are of commands that never came here: they were
+// cancelled first.
+func (j *Journal) Unmet() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n := 0
+	for _, e := range j.entries {
+		if e.Ticket == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // Start records that the command runs now, and syncs. It must return before
 // anything of it does.
 func (j *Journal) Start(k Key, at int64) error {
@@ -404,7 +426,7 @@ func droppable(e *Entry, now int64) bool {
 	switch {
 	case e.Finished == nil:
 		return false
-	case e.Acknowledged != 0:
+	case e.Acknowledged != 0 || e.Ticket == nil: // who cancels what never came takes the answer with him
 		return now-e.Expires > int64(Retention)
 	default:
 		return now-e.Expires > int64(AnswerRetention)

@@ -34,6 +34,11 @@ func acceptedOf(n int) Accepted {
 	}
 }
 
+// unmetOf is what is known of a command that was cancelled before it came.
+func unmetOf(n int) Accepted {
+	return Accepted{Index: uint32(n), Created: testOrigin + int64(n), Expires: testOrigin + int64(n)*int64(time.Hour), At: testOrigin + int64(n) + 9}
+}
+
 func finishedOf(n int) Finished {
 	return Finished{
 		Result: fmt.Appendf(nil, "result %d", n), Detail: fmt.Appendf(nil, "detail %d", n),
@@ -70,8 +75,9 @@ type step struct {
 	do   func(j *Journal) error
 }
 
-// life is the whole life of three commands: one that runs, one that is
-// refused, one that is started twice and not finished.
+// life is the whole life of five commands: one that runs, one that is refused,
+// one that is started twice, cancelled and not finished, one that is cancelled
+// before it starts, and one that was cancelled before it came.
 func life() []step {
 	return []step{
 		{"accept 1", func(j *Journal) error { return j.Accept(key(1), acceptedOf(1)) }},
@@ -86,6 +92,11 @@ func life() []step {
 		{"acknowledge 1", func(j *Journal) error { return j.Acknowledge(key(1), 77) }},
 		{"start 3 again", func(j *Journal) error { return j.Start(key(3), 14) }},
 		{"acknowledge 2", func(j *Journal) error { return j.Acknowledge(key(2), 78) }},
+		{"accept 4", func(j *Journal) error { return j.Accept(key(4), acceptedOf(4)) }},
+		{"cancel 3", func(j *Journal) error { return j.Cancel(key(3), []byte("cancel 3")) }},
+		{"cancel 4", func(j *Journal) error { return j.Cancel(key(4), []byte("cancel 4")) }},
+		{"finish 4", func(j *Journal) error { return j.Finish(key(4), finishedOf(4)) }},
+		{"cancel 5", func(j *Journal) error { return j.Refuse(key(5), unmetOf(5), finishedOf(5)) }},
 	}
 }
 
@@ -111,13 +122,16 @@ func TestLife(t *testing.T) {
 	f1.Detail = nil
 	f2 := finishedOf(2)
 	f2.Detail = nil
-	a1, a2, a3 := acceptedOf(1), acceptedOf(2), acceptedOf(3)
-	a1.Document, a1.Parameters, a2.Document, a2.Parameters = nil, nil, nil, nil
+	a1, a2, a3, a4 := acceptedOf(1), acceptedOf(2), acceptedOf(3), acceptedOf(4)
+	f4, f5 := finishedOf(4), finishedOf(5)
+	a1.Document, a1.Parameters, a2.Document, a2.Parameters, a4.Document, a4.Parameters = nil, nil, nil, nil, nil, nil
 	a2.At = f2.At
 	want := []Entry{
 		{Key: key(1), Accepted: a1, Starts: 1, Started: 11, Spawned: []Spawned{spawnedOf(1), spawnedOf(2)}, Finished: &f1, Acknowledged: 77},
 		{Key: key(2), Accepted: a2, Finished: &f2, Acknowledged: 78},
-		{Key: key(3), Accepted: a3, Starts: 2, Started: 14},
+		{Key: key(3), Accepted: a3, Starts: 2, Started: 14, Cancel: []byte("cancel 3")},
+		{Key: key(4), Accepted: a4, Finished: &f4},
+		{Key: key(5), Accepted: unmetOf(5), Finished: &f5},
 	}
 	if !reflect.DeepEqual(last, want) {
 		t.Errorf("got  %+v\nwant %+v", last, want)
@@ -148,6 +162,7 @@ func TestWrongStepsAreRefusedAndChangeNothing(t *testing.T) {
 	spawn := func(j *Journal) error { return j.Spawn(key(1), spawnedOf(1)) }
 	finish := func(j *Journal) error { return j.Finish(key(1), finishedOf(1)) }
 	acknowledge := func(j *Journal) error { return j.Acknowledge(key(1), 1) }
+	cancel := func(j *Journal) error { return j.Cancel(key(1), []byte("cancel")) }
 	type steps = []func(*Journal) error
 	tests := []struct {
 		name   string
@@ -169,6 +184,14 @@ func TestWrongStepsAreRefusedAndChangeNothing(t *testing.T) {
 		{"two ends", steps{accept, start, finish}, finish},
 		{"acknowledged twice", steps{accept, start, finish, acknowledge}, acknowledge},
 		{"acknowledged at index 0", steps{refuse}, func(j *Journal) error { return j.Acknowledge(key(1), 0) }},
+		{"cancel of an unknown command", nil, cancel},
+		{"cancelled twice", steps{accept, cancel}, cancel},
+		{"cancelled after the end", steps{accept, start, finish}, cancel},
+		{"cancelled after refused", steps{refuse}, cancel},
+		{"cancelled by nobody", steps{accept}, func(j *Journal) error { return j.Cancel(key(1), nil) }},
+		{"started after it was cancelled", steps{accept, cancel}, start},
+		{"started again after it was cancelled", steps{accept, start, cancel}, start},
+		{"spawn after it was cancelled", steps{accept, start, cancel}, spawn},
 		{"no command ID", nil, func(j *Journal) error { return j.Accept(Key{Command: "../x", Attempt: 1}, acceptedOf(1)) }},
 		{"too large", nil, func(j *Journal) error {
 			a := acceptedOf(1)
@@ -333,7 +356,7 @@ func TestDamageAtEveryByte(t *testing.T) {
 func TestABadRecordBeforeAGoodOneThatWasNotSyncedIsTorn(t *testing.T) {
 	b, frames := written(t)
 	// "acknowledge 1" follows "spawn 3", and neither is synced.
-	i := len(frames) - 4
+	i := len(frames) - 9
 	r, _, err := decode(b[frames[i]:])
 	if err != nil || r.Kind != kindSpawned {
 		t.Fatalf("frame %d is of kind %d", i, r.Kind)
@@ -473,12 +496,6 @@ func TestCompact(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := j.Accept(key(4), acceptedOf(4)); err != nil { // finished, not acknowledged
-		t.Fatal(err)
-	}
-	if err := j.Finish(key(4), finishedOf(4)); err != nil {
-		t.Fatal(err)
-	}
 	all := j.Entries()
 	expect := func(now time.Duration, want ...int) {
 		t.Helper()
@@ -501,10 +518,12 @@ func TestCompact(t *testing.T) {
 			j = reopen(t, path)
 		}
 	}
-	expect(0, 1, 2, 3, 4)
-	expect(time.Hour+Retention, 1, 2, 3, 4)
-	expect(time.Hour+Retention+1, 2, 3, 4)
-	expect(2*time.Hour+Retention+1, 3, 4)
+	expect(0, 1, 2, 3, 4, 5)
+	expect(time.Hour+Retention, 1, 2, 3, 4, 5)
+	expect(time.Hour+Retention+1, 2, 3, 4, 5)
+	expect(2*time.Hour+Retention+1, 3, 4, 5)
+	expect(5*time.Hour+Retention, 3, 4, 5)
+	expect(5*time.Hour+Retention+1, 3, 4)
 	expect(4*time.Hour+AnswerRetention, 3, 4)
 	expect(4*time.Hour+AnswerRetention+1, 3)
 	if err := j.Finish(key(3), finishedOf(3)); err != nil {
@@ -678,6 +697,7 @@ func FuzzRecord(f *testing.F) {
 	for _, r := range []record{
 		{Kind: kindMarks, Origin: 1}, {Kind: kindStarted, At: 1}, {Kind: kindAcknowledged, Index: 1},
 		{Kind: kindAccepted, Accepted: &accepted{}}, {Kind: kindRefused, Accepted: &accepted{}, Finished: &finished{}},
+		{Kind: kindCancelled, Cancel: []byte("cancel")},
 	} {
 		f.Add(encode(r.of(key(1)))[frameHead:])
 	}

@@ -33,11 +33,13 @@ const (
 	kindFinished     kind = 5
 	kindAcknowledged kind = 6
 	kindRefused      kind = 7 // accepted and finished in one: nothing runs
+	kindCancelled    kind = 8 // nothing of it starts any more
 )
 
 // durableKinds are synced before the call that writes them returns.
 var durableKinds = map[kind]bool{
 	kindMarks: true, kindAccepted: true, kindStarted: true, kindFinished: true, kindRefused: true,
+	kindCancelled: true,
 }
 
 // record is one frame's body. Which parts are set depends on the kind.
@@ -55,6 +57,7 @@ type record struct {
 	Spawned  *Spawned  `msgpack:"s,omitempty"`
 	Finished *finished `msgpack:"f,omitempty"`
 	Index    uint64    `msgpack:"i,omitempty"` // log index of an acknowledgement
+	Cancel   []byte    `msgpack:"x,omitempty"` // signed
 }
 
 type accepted struct {
@@ -199,7 +202,7 @@ func (j *Journal) check(r record) error {
 			return fmt.Errorf("%s is accepted twice", r.key())
 		}
 		return nil
-	case kindStarted, kindSpawned, kindFinished, kindAcknowledged:
+	case kindStarted, kindSpawned, kindFinished, kindAcknowledged, kindCancelled:
 	default:
 		return fmt.Errorf("a record of kind %d is not known", r.Kind)
 	}
@@ -209,9 +212,11 @@ func (j *Journal) check(r record) error {
 	ok := false
 	switch r.Kind {
 	case kindStarted:
-		ok = e.Finished == nil
+		ok = e.Finished == nil && e.Cancel == nil
+	case kindCancelled:
+		ok = len(r.Cancel) > 0 && e.Finished == nil && e.Cancel == nil
 	case kindSpawned:
-		ok = r.Spawned != nil && e.Starts > 0 && e.Finished == nil
+		ok = r.Spawned != nil && e.Starts > 0 && e.Finished == nil && e.Cancel == nil
 	case kindFinished:
 		ok = r.Finished != nil && e.Finished == nil
 	case kindAcknowledged:
@@ -245,9 +250,11 @@ func (j *Journal) apply(r record) {
 		e.Started, e.Spawned = r.At, nil
 	case kindSpawned:
 		e.Spawned = append(slices.Clip(e.Spawned), *r.Spawned)
+	case kindCancelled:
+		e.Cancel = r.Cancel
 	case kindFinished, kindRefused:
 		e.Finished = &Finished{r.Finished.Result, r.Finished.Detail, r.Finished.Blobs, r.At}
-		e.Document, e.Parameters = nil, nil
+		e.Document, e.Parameters, e.Cancel = nil, nil, nil
 	case kindAcknowledged:
 		e.Acknowledged = r.Index
 		f := *e.Finished
@@ -278,6 +285,9 @@ func (j *Journal) snapshot(expired int64, without map[Key]bool) []byte {
 		}
 		for _, s := range e.Spawned {
 			add(record{Kind: kindSpawned, Spawned: &s}.of(k))
+		}
+		if e.Cancel != nil {
+			add(record{Kind: kindCancelled, Cancel: e.Cancel}.of(k))
 		}
 		if e.Finished != nil {
 			add(record{Kind: kindFinished, At: e.Finished.At, Finished: finishedRecord(*e.Finished)}.of(k))
