@@ -27,9 +27,10 @@ const again = 500 * time.Millisecond
 // work takes commands from the queue until ctx ends.
 func (r *Runner) work(ctx context.Context) {
 	for ctx.Err() == nil {
-		k, ok := r.next()
+		k, running, ok := r.next(ctx)
 		if ok {
-			r.execute(ctx, k)
+			r.execute(ctx, running, k)
+			r.leave(k)
 			continue
 		}
 		select {
@@ -39,23 +40,34 @@ func (r *Runner) work(ctx context.Context) {
 	}
 }
 
-func (r *Runner) next() (journal.Key, bool) {
+// next takes a command from the queue, with the context in which it runs: from
+// then on it can be stopped. leave must follow.
+func (r *Runner) next(ctx context.Context) (journal.Key, context.Context, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.queue) == 0 {
-		return journal.Key{}, false
+		return journal.Key{}, nil, false
 	}
 	k := r.queue[0]
 	r.queue = r.queue[1:]
 	if len(r.queue) > 0 {
 		signal(r.wake) // for another worker
 	}
-	return k, true
+	ctx, stop := context.WithCancelCause(ctx)
+	r.running[k] = stop
+	return k, ctx, true
+}
+
+func (r *Runner) leave(k journal.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running[k](nil)
+	delete(r.running, k)
 }
 
 // execute brings one accepted command to its result, or leaves it as it is
-// when ctx ends first.
-func (r *Runner) execute(ctx context.Context, k journal.Key) {
+// when ctx ends first. running ends with ctx and when the command is cancelled.
+func (r *Runner) execute(ctx, running context.Context, k journal.Key) {
 	e, ok := r.cfg.Journal.Lookup(k)
 	if !ok || e.Finished != nil {
 		return
@@ -69,7 +81,10 @@ func (r *Runner) execute(ctx context.Context, k journal.Key) {
 		// It was read when it was accepted: another release of fleet reads it
 		// otherwise.
 		o := Outcome{State: fleet.Undeliverable, Code: -1, Reason: err.Error()}
-		if e.Starts > 0 {
+		switch {
+		case e.Cancel != nil:
+			o = cancelledOutcome(leftover)
+		case e.Starts > 0:
 			o = Outcome{State: fleet.Interrupted, Code: -1, Reason: leftover}
 		}
 		r.finish(ctx, &e, o, nil)
@@ -78,6 +93,9 @@ func (r *Runner) execute(ctx context.Context, k journal.Key) {
 	for {
 		now, known := r.cfg.Clock.FleetTime()
 		switch steer(&e, t, j.doc.Idempotent, now, known) {
+		case courseCancelled:
+			r.finish(ctx, &e, cancelledOutcome(leftover), nil)
+			return
 		case courseLate:
 			r.finish(ctx, &e, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: lateReason(t, now)}, nil)
 			return
@@ -89,7 +107,7 @@ func (r *Runner) execute(ctx context.Context, k journal.Key) {
 			err := r.cfg.Journal.Start(k, started.UnixNano())
 			if err == nil {
 				e.Started = started.UnixNano()
-				r.run(ctx, &e, j)
+				r.run(ctx, running, &e, j)
 				return
 			}
 			if r.fatal(err) {
@@ -97,7 +115,9 @@ func (r *Runner) execute(ctx context.Context, k journal.Key) {
 			}
 			r.cfg.Logger.Warn("command not started", "command", k.Command, "err", err)
 		}
-		if !pause(ctx, again) {
+		// It may have been cancelled meanwhile, and that ends the wait too.
+		paused := pause(running, again)
+		if e.Cancel = r.cancelOf(k); !paused && e.Cancel == nil {
 			return
 		}
 	}
@@ -152,9 +172,14 @@ func (r *Runner) killLeftovers(ctx context.Context, e *journal.Entry) string {
 }
 
 // run runs a started command and journals its result.
-func (r *Runner) run(ctx context.Context, e *journal.Entry, j *job) {
-	steps, outcomes := r.runSteps(ctx, e.Key, j)
+func (r *Runner) run(ctx, running context.Context, e *journal.Entry, j *job) {
+	steps, outcomes := r.runSteps(running, e.Key, j)
 	whole := overall(j.steps, outcomes)
+	if whole.State == fleet.Interrupted && r.cancelOf(e.Key) != nil {
+		// The agent was stopped in the same moment. What the journal says counts,
+		// now as after a crash.
+		whole.State, whole.Reason = fleet.Cancelled, "cancelled; "+whole.Reason
+	}
 	if whole.State == fleet.Interrupted && j.doc.Idempotent {
 		r.cfg.Logger.Info("command will be run again", "command", e.Command)
 		return
@@ -213,7 +238,7 @@ func (r *Runner) runSteps(ctx context.Context, k journal.Key, j *job) (details [
 		if end := before(j.steps, outcomes, r.cfg.Plugins.know(s.Action), platform()); end != nil {
 			o = *end
 		} else if ctx.Err() != nil {
-			o = StoppedOutcome(-1)
+			o = StoppedOutcome(ctx, -1)
 		} else {
 			task := &Task{
 				Command: k.Command, Step: s, Number: i, Account: j.account, Env: j.env, Limits: r.cfg.Limits,
@@ -284,6 +309,9 @@ func (r *Runner) starter(k journal.Key, j *job) process.Starter {
 		}
 		spec.Spawned = func(id process.Identity) error {
 			err := r.cfg.Journal.Spawn(k, journal.Spawned{PID: id.PID, Start: id.Start, Boot: id.Boot, Mark: id.Mark})
+			if err != nil && r.cancelOf(k) != nil {
+				r.stop(k) // is about to be: the step must not seem to have failed
+			}
 			r.fatal(err)
 			return err
 		}

@@ -80,8 +80,8 @@ func TestFlow(t *testing.T) {
 		{"plugin of another platform", []step{with(ok, func(s *step) { s.plugin = pluginUnsupported }), plain(ok)}, "sr", fleet.Success, 0, ""},
 		{"unknown plugin with onFailure", []step{with(ok, func(s *step) { s.plugin = pluginUnknown; s.OnFailure = "exit" }), plain(ok)}, "fr", fleet.Failed, -1, ""},
 		{"all skipped", []step{with(ok, func(s *step) { s.plugin = pluginUnsupported }), with(ok, func(s *step) { s.Precondition = on("MacOS") })}, "ss", fleet.Success, 0, "no step"},
-		{"interrupted counts most", []step{plain(fail), plain(StoppedOutcome(143))}, "rr", fleet.Interrupted, 143, "stopped"},
-		{"168 of an interrupted step is no success", []step{plain(StoppedOutcome(168))}, "r", fleet.Interrupted, 168, "stopped"},
+		{"interrupted counts most", []step{plain(fail), plain(StoppedOutcome(t.Context(), 143))}, "rr", fleet.Interrupted, 143, "stopped"},
+		{"168 of an interrupted step is no success", []step{plain(StoppedOutcome(t.Context(), 168))}, "r", fleet.Interrupted, 168, "stopped"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -70,6 +70,7 @@ const (
 	courseRun                     // it may start now
 	courseLate                    // it may not start any more: DeliveryTimedOut
 	courseInterrupt               // a crash cut it off: Interrupted
+	courseCancelled               // it was cancelled: whatever it was doing, it does no more
 )
 
 // steer decides it: when its turn comes, after a restart too. What was started
@@ -78,6 +79,8 @@ const (
 func steer(e *journal.Entry, t *ticket.Ticket, idempotent bool, now time.Time, known bool) course {
 	started := e.Starts > 0
 	switch {
+	case e.Cancel != nil:
+		return courseCancelled
 	case started && !idempotent:
 		return courseInterrupt
 	case !known, now.Before(time.Unix(0, t.NotBefore).Add(-Skew)):

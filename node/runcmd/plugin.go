@@ -2,6 +2,7 @@ package runcmd
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 
@@ -13,7 +14,7 @@ import (
 // Plugin runs the steps of one action. Run is called from several goroutines
 // at once. It returns when everything that the step started and that does not
 // outlive it has ended; when ctx ends, it ends the step and answers with
-// StoppedOutcome. A plugin that panics fails its step.
+// StoppedOutcome(ctx, code). A plugin that panics fails its step.
 type Plugin interface {
 	Run(ctx context.Context, t *Task) Outcome
 }
@@ -55,7 +56,11 @@ type Task struct {
 	Start process.Starter
 }
 
-// StoppedOutcome is that of a step whose ctx ended.
-func StoppedOutcome(code int32) Outcome {
+// StoppedOutcome is that of a step whose ctx ended: it was cancelled, or this
+// host's agent stops.
+func StoppedOutcome(ctx context.Context, code int32) Outcome {
+	if errors.Is(context.Cause(ctx), errCancelled) {
+		return Outcome{State: fleet.Cancelled, Code: code, Reason: "cancelled while it ran"}
+	}
 	return Outcome{State: fleet.Interrupted, Code: code, Reason: "the agent of this host was stopped while the command ran"}
 }

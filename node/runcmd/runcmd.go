@@ -12,6 +12,9 @@
 //     unless its document says that it may be.
 //   - Every accepted command gets exactly one result, and this host says it:
 //     also that it came too late, that it was refused, or that it was cut off.
+//   - What a voter's signed word cancelled does not start, and what it finds
+//     running is ended: the journal has it first, so that no crash brings it
+//     back. What had ended by itself keeps its result.
 //   - Everything is bounded: deliveries that wait, commands that run, output
 //     that is kept, results that wait for the quorum. What is over a bound is
 //     answered NotReady and comes again.
@@ -151,9 +154,10 @@ type Runner struct {
 
 	mu         sync.Mutex // guards what follows
 	queue      []journal.Key
-	open       int           // accepted, without a result
-	fresh      []journal.Key // finished, the reporter has not seen them yet
-	unreported int           // finished and not acknowledged
+	running    map[journal.Key]context.CancelCauseFunc // out of the queue, with a worker
+	open       int                                     // accepted, without a result
+	fresh      []journal.Key                           // finished, the reporter has not seen them yet
+	unreported int                                     // finished and not acknowledged
 }
 
 // New opens the runner's directory and takes up what the journal holds. It
@@ -185,13 +189,14 @@ func New(cfg Config) (*Runner, error) {
 	r := &Runner{
 		cfg: cfg, dir: dir,
 		wake: make(chan struct{}, 1), news: make(chan struct{}, 1), dead: make(chan error, 1),
+		running: map[journal.Key]context.CancelCauseFunc{},
 	}
 	for _, e := range cfg.Journal.Entries() {
 		switch {
 		case e.Finished == nil:
 			r.queue = append(r.queue, e.Key)
 			r.open++
-		case e.Acknowledged == 0:
+		case e.Acknowledged == 0 && e.Ticket != nil: // else: see cancelUnmet
 			r.fresh = append(r.fresh, e.Key)
 			r.unreported++
 			for _, d := range e.Finished.Blobs {

@@ -180,11 +180,11 @@ func runScript(ctx context.Context, t *Task, in scriptInputs) Outcome {
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return StoppedOutcome(-1)
+		return StoppedOutcome(ctx, -1)
 	case err != nil:
 		return failed("%v", err)
 	}
-	return shellOutcome(exit, in.timeout, t.Limits)
+	return shellOutcome(ctx, exit, in.timeout, t.Limits)
 }
 
 // powerShell reports whether a script is for PowerShell on a system.

@@ -36,11 +36,11 @@ func (Shell) Run(ctx context.Context, t *Task) Outcome {
 }
 
 // shellOutcome puts the end of a script into words.
-func shellOutcome(exit process.Exit, timeout time.Duration, limits process.Limits) Outcome {
+func shellOutcome(ctx context.Context, exit process.Exit, timeout time.Duration, limits process.Limits) Outcome {
 	o := Outcome{State: fleet.Success, Code: int32(exit.Code)}
 	switch {
 	case exit.Cancelled:
-		o = StoppedOutcome(int32(exit.Code))
+		o = StoppedOutcome(ctx, int32(exit.Code))
 	case exit.TimedOut:
 		o.State, o.Reason = fleet.ExecutionTimedOut, fmt.Sprintf("not done after %s, and ended", timeout)
 	case exit.Signal != 0:
