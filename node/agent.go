@@ -165,6 +165,24 @@ func (n *Node) deliver(ctx context.Context, _ identity.Peer, req *rpc.DeliverReq
 	return deliverResponse(a), nil
 }
 
+// cancelCommand takes a voter's word that a command is cancelled. What counts is
+// the signature, not who brought it.
+func (n *Node) cancelCommand(ctx context.Context, _ identity.Peer, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
+	if len(req.Trust) > 0 {
+		if err := n.setTrust(req.Trust); err != nil {
+			return nil, err
+		}
+	}
+	if _, ok := n.clock.FleetTime(); !ok {
+		n.beats.Kick()
+	}
+	a, err := n.runner.Cancel(ctx, runcmd.Cancellation{Cancel: req.Cancel, Index: req.Index, Path: req.Path})
+	if err != nil {
+		return nil, err
+	}
+	return deliverResponse(a), nil
+}
+
 func (n *Node) query(_ context.Context, _ identity.Peer, req *rpc.QueryCommandRequest) (*rpc.DeliverResponse, error) {
 	a, ok := n.runner.Query(req.Command, req.Attempt)
 	if !ok {

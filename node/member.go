@@ -92,6 +92,10 @@ func (n *Node) startMember() error {
 		Deliver: func(ctx context.Context, node fleet.NodeID, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
 			return rpc.Call[rpc.DeliverRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodDeliver, req)
 		},
+		SignCancel: m.signer.Cancel,
+		Cancel: func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
+			return rpc.Call[rpc.CancelRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodCancel, req)
+		},
 		// The host that made it keeps its own copy, on disk: this one may be lost.
 		Keep: func(b []byte) error { _, err := n.blobs.Cache(b); return err },
 		Now:  n.cfg.Now, Logger: n.log.With("component", "dispatch"),

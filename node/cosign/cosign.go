@@ -104,6 +104,9 @@ func Signable(c *fleet.Command, now time.Time) error {
 	if !c.Open() {
 		return fleet.Errorf(fleet.Conflict, "command %s has ended", c.ID)
 	}
+	if c.Cancelled() {
+		return fleet.Errorf(fleet.Conflict, "command %s is cancelled", c.ID)
+	}
 	if now.UnixNano() >= c.Expires {
 		return fleet.Errorf(fleet.Expired, "command %s expired by this voter's clock", c.ID)
 	}

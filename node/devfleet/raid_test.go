@@ -230,6 +230,7 @@ func byQuorum() map[string][]attack {
 func ofQuorum() map[string][]attack {
 	return map[string][]attack{
 		rpc.MethodDeliver: deliveries(),
+		rpc.MethodCancel:  cancels(),
 		rpc.MethodQueryCommand: {{"of the order", harmless, ask[rpc.QueryCommandRequest, rpc.DeliverResponse](rpc.MethodQueryCommand,
 			func(r *raid, _ place) (*rpc.QueryCommandRequest, error) {
 				return &rpc.QueryCommandRequest{Command: r.order.id, Attempt: 1}, nil
@@ -454,6 +455,73 @@ func deliver(req forgery) func(context.Context, *raid, place) error {
 		}
 		return err
 	}
+}
+
+// cancels would stop the order, or another command, where no voter's word says
+// so. (A voter's own key is a voter's word: that it can stop commands stands in
+// docs/security.md.)
+func cancels() []attack {
+	var all []attack
+	for _, c := range []struct {
+		name string
+		edit func(r *raid, c *ticket.Cancel)
+		sign func(r *raid, c *ticket.Cancel) []byte
+	}{
+		{"not signed", nil, func(_ *raid, c *ticket.Cancel) []byte { return append(c.Bytes(), make([]byte, 72)...) }},
+		{"signed with the agent key", nil, func(r *raid, c *ticket.Cancel) []byte { return ticket.SignCancel(r.agent.Key, c) }},
+		{"signed with the agent key, in the name of a voter", nil, func(r *raid, c *ticket.Cancel) []byte {
+			b, id := ticket.SignCancel(r.agent.Key, c), r.another().Key.ID()
+			copy(b[len(b)-72:], id[:])
+			return b
+		}},
+		{"with the signature of a ticket", nil, func(r *raid, c *ticket.Cancel) []byte {
+			s := ticket.Sign(r.key, c.Bytes())
+			return append(c.Bytes(), s[:]...)
+		}},
+		{"with the signatures of the order", nil, func(r *raid, c *ticket.Cancel) []byte {
+			return append(c.Bytes(), r.order.signed.Signatures[0][:]...)
+		}},
+		{"signed with its own quorum key", nil, func(r *raid, c *ticket.Cancel) []byte {
+			if r.trust.IsVoter(r.info.Node, r.key.Public()) {
+				return nil // is a voter's word
+			}
+			return ticket.SignCancel(r.key, c)
+		}},
+		{"of another fleet", func(r *raid, c *ticket.Cancel) { c.Fleet = fleet.IDOf(r.key.Public()) }, nil},
+		{"of another epoch", func(r *raid, c *ticket.Cancel) { c.Epoch++ }, nil},
+		{"of the other targets", func(r *raid, c *ticket.Cancel) { c.Indexes = []uint32{1} }, nil},
+		{"of more targets than there are", func(r *raid, c *ticket.Cancel) { c.Root = ticket.Root(r.order.targets[:1]) }, nil},
+	} {
+		all = append(all, attack{c.name, refused, func(ctx context.Context, r *raid, at place) error {
+			t, err := ticket.Parse(r.order.signed.Ticket)
+			if err != nil {
+				return err
+			}
+			// The host stands first, and a stranger to it second.
+			targets := []fleet.NodeID{at.to.Node, r.honest.info.Node}
+			o := &ticket.Cancel{
+				Version: ticket.CancelVersion, Fleet: t.Fleet, Epoch: t.Epoch, Command: t.Command, Attempt: t.Attempt,
+				Targets: 2, Root: ticket.Root(targets), Created: t.Created, NotAfter: t.NotAfter, Expires: t.Expires,
+			}
+			if c.edit != nil {
+				c.edit(r, o)
+			}
+			signed := ticket.SignCancel(r.key, o)
+			if c.sign != nil {
+				signed = c.sign(r, o)
+			}
+			if signed == nil {
+				return errNotTried
+			}
+			resp, err := rpc.Call[rpc.CancelRequest, rpc.DeliverResponse](ctx, r.rpc, at.to, rpc.MethodCancel,
+				&rpc.CancelRequest{Cancel: signed, Index: 0, Path: ticket.Path(targets, 0)})
+			if err == nil && resp.State == rpc.DeliverRefused {
+				return fleet.Errorf(fleet.Denied, "%s", resp.Reason)
+			}
+			return err
+		}})
+	}
+	return all
 }
 
 // result is what a host might say of the order.

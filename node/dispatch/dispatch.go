@@ -4,6 +4,10 @@
 // again to every host that no row says has accepted, and the hosts' journals
 // drop what they already have.
 //
+// A cancelled target gets a voter's signed Cancel instead, again and again, until
+// its row is final: also one that nobody is known to have delivered to, because
+// an earlier leader may have, or a delivery may still be on its way.
+//
 // What it does not do: it never decides that a host may run something (that is
 // the ticket, package cosign) and never invents an answer. A row becomes final
 // on the host's signed word, or by the log entry Expire once the host may no
@@ -54,6 +58,10 @@ type Config struct {
 	StaleMint error // cosign.ErrStaleMint; a field because siblings do not import each other
 
 	Deliver func(ctx context.Context, node fleet.NodeID, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error)
+
+	// SignCancel signs that a command is cancelled at indexes, or everywhere.
+	SignCancel func(c *fleet.Command, indexes []uint32) ([]byte, error)
+	Cancel     func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error)
 
 	// Keep stores a detail blob on this host.
 	Keep func(blob []byte) error

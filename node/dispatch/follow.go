@@ -33,18 +33,21 @@ type follower struct {
 
 // host is what the leader remembers of one target.
 type host struct {
-	busy    bool      // a delivery is under way
+	busy    bool      // a delivery or a cancel is under way
+	stop    func()    // ends the waiting for it
+	cancel  bool      // the row is cancelled: only that is sent
 	took    bool      // it said that it holds the command
 	stale   bool      // it may want a newer trust.json first
-	next    time.Time // when to deliver next, if no row says that it has the command
+	next    time.Time // when to send next, if no row says that this is done
 	backoff time.Duration
 }
 
-// outcome is how one delivery ended.
+// outcome is how one delivery or cancel ended.
 type outcome struct {
-	index uint32
-	resp  *rpc.DeliverResponse
-	err   error
+	index  uint32
+	cancel bool
+	resp   *rpc.DeliverResponse
+	err    error
 }
 
 // follow works on one command until it has ended.
@@ -90,18 +93,27 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 // step does what is due and says how long to wait for the next thing.
 func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
 	now := f.d.cfg.Now()
-	var ready []uint32 // hosts to deliver to now
+	late := now.UnixNano() >= c.NotAfter
+	var ready, cancels []uint32 // hosts to deliver to now, or to stop
 	unheard, open := false, false
 	var again time.Time // when the next host is due
 	for _, inv := range store.Invocations(c.ID) {
 		open = open || !inv.State.Final()
-		if inv.State != fleet.Pending {
+		if inv.State.Final() || inv.State == fleet.InProgress {
 			continue
 		}
 		h := f.host(inv.Index)
-		unheard = unheard || !h.took
+		cancelling := inv.State.Cancelling()
+		if cancelling && !h.cancel {
+			h.turn()
+		}
+		if inv.State != fleet.CancelInProgress {
+			unheard = unheard || !h.took
+		}
 		switch {
-		case h.busy:
+		case h.busy, !cancelling && late:
+		case !now.Before(h.next) && cancelling:
+			cancels = append(cancels, inv.Index)
 		case !now.Before(h.next):
 			ready = append(ready, inv.Index)
 		case again.IsZero() || h.next.Before(again):
@@ -117,11 +129,13 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		return time.Second, err
 	}
 	wait := due.Sub(now)
-	if now.UnixNano() >= c.NotAfter {
-		return wait, nil
-	}
 	if !again.IsZero() {
 		wait = min(wait, again.Sub(now))
+	}
+	if n := min(len(cancels), maxOfCommand-f.busy); n > 0 {
+		if err := f.cancel(ctx, store, c, cancels[:n]); err != nil {
+			return min(wait, time.Second), err
+		}
 	}
 	if len(ready) == 0 || f.busy >= maxOfCommand {
 		return wait, nil
@@ -148,6 +162,14 @@ func (f *follower) host(index uint32) *host {
 		f.hosts[index] = h
 	}
 	return h
+}
+
+// turn stops delivering to a host: its row was cancelled.
+func (h *host) turn() {
+	h.cancel, h.next, h.backoff = true, time.Time{}, firstRetry
+	if h.busy {
+		h.stop() // whether it arrived is not known, and does not matter any more
+	}
 }
 
 // Due is when the quorum next gives up rows of c: those that no host has
@@ -200,39 +222,78 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 	if f.tree == nil {
 		f.tree = ticket.NewTree(c.Targets)
 	}
-	h := f.host(index)
-	h.busy = true
-	f.busy++
 	req := &rpc.DeliverRequest{
 		Ticket: f.ticket, Index: index, Path: f.tree.Path(int(index)),
 		Document: store.Content(c.Document), DocumentName: c.DocumentName, Parameters: c.Parameters,
 	}
-	if h.stale {
+	if f.host(index).stale {
 		req.Trust = store.Trust().Raw()
 	}
+	f.send(ctx, outcome{index: index}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
+		return f.d.cfg.Deliver(ctx, c.Targets[index], req)
+	})
+}
+
+// cancel sends hosts a voter's word that the command is cancelled there; take
+// hears how it went.
+func (f *follower) cancel(ctx context.Context, store *state.Store, c *fleet.Command, indexes []uint32) error {
+	if f.tree == nil {
+		f.tree = ticket.NewTree(c.Targets)
+	}
+	named := indexes
+	if c.Cancelled() {
+		named = nil // it is one and the same for every host
+	}
+	signed, err := f.d.cfg.SignCancel(c, named)
+	if err != nil {
+		return fmt.Errorf("cancel: %w", err)
+	}
+	for _, index := range indexes {
+		req := &rpc.CancelRequest{Cancel: signed, Index: index, Path: f.tree.Path(int(index))}
+		if f.host(index).stale {
+			req.Trust = store.Trust().Raw()
+		}
+		f.send(ctx, outcome{index: index, cancel: true}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
+			return f.d.cfg.Cancel(ctx, c.Targets[index], req)
+		})
+	}
+	return nil
+}
+
+// send asks one host in the background, as soon as there is a slot.
+func (f *follower) send(ctx context.Context, o outcome, call func(context.Context) (*rpc.DeliverResponse, error)) {
+	h := f.host(o.index)
+	ctx, stop := context.WithCancel(ctx)
+	h.busy, h.stop = true, stop
+	f.busy++
 	f.wg.Go(func() {
-		o := outcome{index: index}
+		defer stop()
 		select {
 		case f.d.slots <- struct{}{}:
 			ctx, cancel := context.WithTimeout(ctx, deliverTimeout)
-			o.resp, o.err = f.d.cfg.Deliver(ctx, c.Targets[index], req)
+			o.resp, o.err = call(ctx)
 			cancel()
 			<-f.d.slots
 		case <-ctx.Done():
 			o.err = ctx.Err()
 		}
-		f.outcomes <- o // has room for every delivery under way
+		f.outcomes <- o // has room for all that is under way
 	})
 }
 
-// take acts on how one delivery went.
+// take acts on how one delivery or cancel went.
 func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
 	h := f.host(o.index)
 	h.busy = false
 	f.busy--
 	now := f.d.cfg.Now()
-	if f.answered(ctx, c, h, o) {
-		h.took, h.next, h.backoff = true, now.Add(redeliver), firstRetry
+	answered := f.answered(ctx, c, h, o)
+	h.took = h.took || answered
+	if o.cancel != h.cancel {
+		return // a delivery that a cancel has overtaken: turn said when to go on
+	}
+	if answered {
+		h.next, h.backoff = now.Add(redeliver), firstRetry
 		return
 	}
 	h.next = now.Add(h.backoff)
@@ -243,23 +304,25 @@ func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
 func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o outcome) bool {
 	log := f.d.cfg.Logger.With("command", c.ID, "node", c.Targets[o.index])
 	if o.err != nil {
-		log.Debug("delivery not answered", "err", o.err)
+		log.Debug("host did not answer", "cancel", o.cancel, "err", o.err)
 		return false
 	}
 	switch o.resp.State {
 	case rpc.DeliverAccepted:
-		f.d.coll.mark(c, o.index)
+		if row := f.d.cfg.Store().Invocation(c.ID, o.index); row != nil && row.State.Accept() != row.State {
+			f.d.coll.mark(c, o.index)
+		}
 		return true
 	case rpc.DeliverDone, rpc.DeliverRefused:
 		if len(o.resp.Result) == 0 {
 			// It refused without putting its name to it: its trust.json or its
 			// clock may be behind. That is no answer; try again with ours.
 			h.stale = true
-			log.Warn("host refused without a signed answer", "reason", o.resp.Reason)
+			log.Warn("host refused without a signed answer", "cancel", o.cancel, "reason", o.resp.Reason)
 			return false
 		}
 		if err := f.d.submit(ctx, c, c.Targets[o.index], o.resp.Result, o.resp.Detail, nil); err != nil {
-			log.Warn("answer to a delivery not taken", "err", err)
+			log.Warn("host's answer not taken", "cancel", o.cancel, "err", err)
 			return false
 		}
 		return true

@@ -181,6 +181,23 @@ func (r *DeliverRequest) Validate() error {
 		size{"document", len(r.Document), 64 << 10}, size{"parameters", len(r.Parameters), 192 << 10}, size{"trust", len(r.Trust), 64 << 10})
 }
 
+// CancelRequest ends a command on a host, or keeps it from beginning there. The
+// host trusts nothing in it but the signature of the Cancel. The answer is a
+// DeliverResponse: Accepted while the command is being ended, Done with its
+// result, also if it never came, Refused without one if the Cancel cannot be
+// verified.
+type CancelRequest struct {
+	Cancel []byte     `msgpack:"c"` // ticket.SignedCancel
+	Index  uint32     `msgpack:"i"` // of the host among the targets
+	Path   [][32]byte `msgpack:"p,omitempty"`
+	Trust  []byte     `msgpack:"s,omitempty"` // trust.json, when the host's may be older
+}
+
+// Validate checks the sizes.
+func (r *CancelRequest) Validate() error {
+	return checkSizes(size{"cancel", len(r.Cancel), 4 << 10}, size{"path", len(r.Path), 32}, size{"trust", len(r.Trust), 64 << 10})
+}
+
 // DeliverState is what a host has done about one command.
 type DeliverState uint8
 
@@ -192,7 +209,7 @@ const (
 	DeliverNotReady DeliverState = 4 // cannot decide now (no fleet time, queue full): deliver again later
 )
 
-// DeliverResponse is the host's answer to Deliver and QueryCommand.
+// DeliverResponse is the host's answer to Deliver, Cancel and QueryCommand.
 type DeliverResponse struct {
 	State  DeliverState `msgpack:"s"`
 	Result []byte       `msgpack:"r,omitempty"` // ticket.SignResult

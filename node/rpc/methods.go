@@ -35,6 +35,7 @@ const (
 	MethodChangeAddress = "ChangeAddress"
 
 	MethodDeliver       = "Deliver"
+	MethodCancel        = "Cancel"
 	MethodQueryCommand  = "QueryCommand"
 	MethodGetBlob       = "GetBlob"
 	MethodCandidate     = "Candidate"
@@ -76,6 +77,7 @@ var Methods = []Method{
 
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},
+	{MethodCancel, fromQuorum, 80 << 10, 80 << 10, 16, 15 * time.Second, false},
 	{MethodQueryCommand, fromQuorum, 1 << 10, 80 << 10, 16, 15 * time.Second, false},
 	{MethodGetBlob, fromQuorum, 0, MaxBlob, 8, 10 * time.Minute, true},
 	{MethodCandidate, fromQuorum, 1 << 10, 4 << 10, 2, 30 * time.Second, false},

@@ -53,6 +53,7 @@ func samples() []any {
 		&ChangeAddressResponse{NodeRecord: []byte("record")},
 		&DeliverRequest{Ticket: []byte("ticket"), Index: 3, Path: [][32]byte{sum}, Document: []byte("{}"),
 			DocumentName: "AWS-RunShellScript", Parameters: []byte{0x80}, Trust: []byte("{}")},
+		&CancelRequest{Cancel: []byte("cancel"), Index: 3, Path: [][32]byte{sum}, Trust: []byte("{}")},
 		&DeliverResponse{State: DeliverDone, Result: []byte("result"), Detail: []byte("detail"), Reason: "done"},
 		&QueryCommandRequest{Command: command, Attempt: 1},
 		&CandidateResponse{Candidate: []byte("candidate")},

@@ -1,0 +1,36 @@
+package cosign
+
+import (
+	"fleet/node/fleet"
+	"fleet/node/ticket"
+)
+
+// Cancel signs that a command is cancelled at indexes, ascending, or on all of
+// its targets when there are none. This voter's word is enough: a Cancel makes
+// hosts stop and nothing else, and must not wait for k voters. It signs only
+// what its own state says an operator cancelled; targets that have ended do not
+// count.
+func (s *Signer) Cancel(c *fleet.Command, indexes []uint32) ([]byte, error) {
+	trust := s.cfg.Store().Trust()
+	if trust == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "no fleet has been founded yet")
+	}
+	key := s.cfg.Key()
+	if !trust.IsVoter(s.cfg.Self, key.Public()) {
+		return nil, fleet.Errorf(fleet.Unavailable, "this host does not vote: hosts would not believe its cancel")
+	}
+	store := s.cfg.Store()
+	if now := store.Command(c.ID); len(indexes) == 0 && (now == nil || now.Count(fleet.Pending, fleet.InProgress) > 0) {
+		return nil, fleet.Errorf(fleet.Conflict, "command %s is not cancelled as a whole", c.ID)
+	}
+	for _, index := range indexes {
+		if row := store.Invocation(c.ID, index); row == nil || row.State.Cancel() != row.State {
+			return nil, fleet.Errorf(fleet.Conflict, "target %d of command %s is not cancelled", index, c.ID)
+		}
+	}
+	b := ticket.SignCancel(key, ticket.CancelOf(c, trust.Fleet, trust.Epoch, indexes))
+	if b == nil {
+		return nil, fleet.Errorf(fleet.Invalid, "the cancel of command %s cannot be written", c.ID)
+	}
+	return b, nil
+}
