@@ -26,6 +26,7 @@ var routes = []route{
 	{"AddTagsToResource", mutateTime, mutate},
 	{"RemoveTagsFromResource", mutateTime, mutate},
 	{"SendCommand", mutateTime, mutate},
+	{"CancelCommand", mutateTime, mutate},
 	{"PutTarget", mutateTime, mutate},
 	{"DeleteTarget", mutateTime, mutate},
 	{"AddVoters", membershipTime, mutate},

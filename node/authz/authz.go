@@ -50,6 +50,7 @@ var Operations = []Operation{
 	{"AddTagsToResource", Signed, "AddTagsToResource"},
 	{"RemoveTagsFromResource", Signed, "RemoveTagsFromResource"},
 	{"SendCommand", Signed, "SendCommand"},
+	{"CancelCommand", Signed, "CancelCommand"},
 	{"PutTarget", Signed, "PutTarget"},
 	{"DeleteTarget", Signed, "DeleteTarget"},
 	{"AddVoters", Signed, "AddVoters"},

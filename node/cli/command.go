@@ -92,7 +92,7 @@ Exit codes: 0 done, 1 the request failed, 2 some hosts did not succeed,
 					&cli.StringFlag{Name: "step", Usage: "`NAME` of the step, of a document with several; needs a NODE"},
 				}, answerFlags(), clientFlags(), waitFlag()),
 			}, 1, -1, e.commandOutput),
-			e.grepCommand(), e.exportCommand(), e.rerunCommand(),
+			e.grepCommand(), e.exportCommand(), e.commandCancelCommand(), e.rerunCommand(),
 		},
 	}
 }
@@ -103,7 +103,7 @@ func waitFlag() []cli.Flag {
 }
 
 // commandStates are the words of --status.
-var commandStates = []string{"Pending", "InProgress", "Success", "Failed", "TimedOut", "Cancelled"}
+var commandStates = []string{"Pending", "InProgress", "Success", "Failed", "TimedOut", "Cancelling", "Cancelled"}
 
 // commandFilters makes SSM's filters of the flags of command ls.
 func (e *env) commandFilters(c *cli.Context) ([]ssm.CommandFilter, error) {

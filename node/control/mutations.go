@@ -21,6 +21,7 @@ var mutations = map[string]func(c *Control, ctx context.Context, body, proof []b
 	"AddTagsToResource":      (*Control).addTags,
 	"RemoveTagsFromResource": (*Control).removeTags,
 	"SendCommand":            (*Control).sendCommand,
+	"CancelCommand":          (*Control).cancelCommand,
 	"PutTarget":              (*Control).putTarget,
 	"DeleteTarget":           (*Control).deleteTarget,
 }
@@ -124,6 +125,18 @@ func (c *Control) sendCommand(ctx context.Context, body, proof []byte) ([]byte, 
 	}
 	c.cfg.Logger.Info("command accepted", "command", cmd.ID, "document", cmd.DocumentName, "operator", cmd.Operator, "targets", len(cmd.Targets))
 	return json.Marshal(ssm.SendCommandResult{Command: CommandView(cmd)})
+}
+
+func (c *Control) cancelCommand(ctx context.Context, body, proof []byte) ([]byte, error) {
+	if _, err := entry.ParseCancelCommand(body); err != nil {
+		return nil, err
+	}
+	cmd, err := decideEntry[*fleet.Command](ctx, c, &entry.CancelCommand{Authority: c.authority(body, proof)})
+	if err != nil {
+		return nil, err
+	}
+	c.cfg.Logger.Info("command cancelled", "command", cmd.ID, "cancelling", cmd.Count(fleet.CancelPending, fleet.CancelInProgress))
+	return json.Marshal(ssm.CancelCommandResult{})
 }
 
 // Enrol decides a join request, here or on the leader. It checks what can be

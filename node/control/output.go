@@ -53,16 +53,10 @@ func CommandView(c *fleet.Command) ssm.Command {
 // CommandStatus is SSM's Status and StatusDetails of a whole command, from the
 // states of its targets (semantics of SSM's user guide, "command status").
 func CommandStatus(c *fleet.Command) (status, details string) {
-	count := func(states ...fleet.InvocationState) (n uint32) {
-		for _, s := range states {
-			if int(s) < len(c.Counts) {
-				n += c.Counts[s]
-			}
-		}
-		return n
-	}
-	total := uint32(len(c.Targets))
+	count, total := c.Count, len(c.Targets)
 	switch {
+	case c.Cancelled():
+		return "Cancelling", "Cancelling"
 	case c.Open() && count(fleet.Pending) == total:
 		return "Pending", "Pending"
 	case c.Open():
@@ -76,8 +70,8 @@ func CommandStatus(c *fleet.Command) (status, details string) {
 		return "Success", "Success"
 	case refused == total:
 		return "Failed", "Undeliverable"
-	case count(fleet.Cancelled) == total:
-		return "Cancelled", "Cancelled"
+	case count(fleet.Cancelled) > 0 && count(fleet.Cancelled)+success+refused == total:
+		return "Cancelled", "Cancelled" // before it was completed; nothing else went wrong
 	case count(fleet.DeliveryTimedOut) == total:
 		return "TimedOut", "DeliveryTimedOut"
 	case count(fleet.ExecutionTimedOut) == total:

@@ -36,6 +36,15 @@ type SendCommandResult struct {
 	Command Command `json:"Command"`
 }
 
+// CancelCommandRequest cancels a command, or some targets of it.
+type CancelCommandRequest struct {
+	CommandId   string   `json:"CommandId"`
+	InstanceIds []string `json:"InstanceIds,omitempty"` // at most 50; none is all
+}
+
+// CancelCommandResult has no members.
+type CancelCommandResult struct{}
+
 // Command is one command with its counters.
 type Command struct {
 	CommandId             string              `json:"CommandId"`
