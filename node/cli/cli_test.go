@@ -237,7 +237,7 @@ func TestMistakes(t *testing.T) {
 		{"bad host name", []string{"join", "--enroll-only", "--node-name", "a b"}, `name (--node-name)`},
 		{"not a command's ID", []string{"command", "show", "xx"}, `"xx"`},
 		{"not a command's ID of output", []string{"command", "output", "xx"}, `"xx"`},
-		{"not a command's state", []string{"command", "ls", "--status", "bogus"}, `none of Pending, InProgress, Success, Failed, TimedOut, Cancelled`},
+		{"not a command's state", []string{"command", "ls", "--status", "bogus"}, `none of Pending, InProgress, Success, Failed, TimedOut, Cancelling, Cancelled`},
 		{"form of a stream", []string{"command", "output", "00000000-0000-4000-8000-000000000000", "web1", "-o", "json"}, `--output goes with the answers of all hosts`},
 		{"not an activation's ID", []string{"activation", "rm", "nonsense"}, `"nonsense"`},
 		{"bad label", []string{"node", "label", "web1", "aws:x=y"}, `label key "aws:x"`},
