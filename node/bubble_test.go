@@ -39,14 +39,15 @@ type bubble struct {
 	hosts map[string]*memnet.Host // by node name
 	nodes map[string]*Node        // those that run
 
-	mu     sync.Mutex // guards runs and skewed
+	mu     sync.Mutex    // guards what follows
+	takes  time.Duration // what a child takes; 0: runTime
 	runs   map[string]int
 	skewed map[string]time.Duration // how far a host's clock is off
 }
 
 const (
 	bubblePort = 7790
-	runTime    = 2 * time.Second // of every child
+	runTime    = 2 * time.Second // of a child
 )
 
 func newBubble(t *testing.T, voters, agents int) *bubble {
@@ -160,14 +161,18 @@ func (b *bubble) child(ctx context.Context, name string, spec process.Spec) (pro
 	}
 	b.mu.Lock()
 	b.runs[command+" "+name]++
+	takes := b.takes
 	b.mu.Unlock()
+	if takes == 0 {
+		takes = runTime
+	}
 	if spec.Spawned != nil {
 		if err := spec.Spawned(process.Identity{PID: 1, Start: 1, Boot: "bubble"}); err != nil {
 			return process.Exit{}, err
 		}
 	}
 	select {
-	case <-time.After(runTime):
+	case <-time.After(takes):
 	case <-ctx.Done():
 		return process.Exit{Code: 137, Signal: 9, Cancelled: true}, nil
 	}

@@ -49,6 +49,7 @@ type world struct {
 	mu sync.Mutex // guards what follows; set changes the functions
 
 	host    func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) // a host's answer to a delivery
+	stop    func(n int, req *rpc.CancelRequest) (*rpc.DeliverResponse, error)  // and to a cancel
 	propose func(entry.Body) error                                             // fails a proposal; nil: none fails
 	keep    func([]byte) error                                                 // fails to keep details; nil: none fails
 
@@ -57,6 +58,7 @@ type world struct {
 	begin      time.Time
 	entries    []proposed
 	deliveries []delivery
+	cancels    []cancelled
 	kept       [][]byte
 }
 
@@ -71,6 +73,12 @@ type delivery struct {
 	req  *rpc.DeliverRequest
 }
 
+type cancelled struct {
+	at   time.Duration
+	host int
+	req  *rpc.CancelRequest
+}
+
 // bubble runs a test in fake time with a fleet of n hosts; number 0 leads.
 func bubble(t *testing.T, name string, n int, f func(t *testing.T, w *world)) {
 	t.Run(name, func(t *testing.T) {
@@ -82,6 +90,9 @@ func newWorld(t testing.TB, n int) *world {
 	t.Helper()
 	w := &world{t: t, fsm: raftfsm.New(fleetID), hosts: map[fleet.NodeID]int{}, begin: time.Now()}
 	w.host = func(int, *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+		return nil, errors.New("nobody there")
+	}
+	w.stop = func(int, *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
 		return nil, errors.New("nobody there")
 	}
 	now := time.Now()
@@ -226,6 +237,18 @@ func (w *world) config() Config {
 			host := w.host
 			w.mu.Unlock()
 			return host(n, req)
+		},
+		SignCancel: func(c *fleet.Command, indexes []uint32) ([]byte, error) {
+			trust := w.store().Trust()
+			return ticket.SignCancel(key('Q', 0), ticket.CancelOf(c, trust.Fleet, trust.Epoch, indexes)), nil
+		},
+		Cancel: func(_ context.Context, to fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
+			n := w.hosts[to]
+			w.mu.Lock()
+			w.cancels = append(w.cancels, cancelled{w.now(), n, req})
+			stop := w.stop
+			w.mu.Unlock()
+			return stop(n, req)
 		},
 		Keep: func(b []byte) error {
 			w.mu.Lock()
