@@ -287,6 +287,9 @@ func agent(dir string) {
 		}
 	})
 	h.start()
+	if _, err := os.Stat(filepath.Join(dir, cancelFile)); err == nil {
+		agentThatCancels(h, w, dir)
+	}
 	// With control groups, what sheds its session, parents and environment is
 	// found too.
 	shed := ""
