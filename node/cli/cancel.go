@@ -29,10 +29,12 @@ It waits until each host has said how it ended. A host that cannot be reached is
 "Cancelling" until the time to deliver the command is over; Ctrl-C and --timeout
 stop the waiting, not the cancelling.
 
+` + commandIs + `
+
 Examples:
-  fleet command cancel 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+  fleet command cancel last
   fleet command cancel 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b --node web[01-03]
-  fleet command cancel 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b --detach
+  fleet command cancel 6d5f --detach
 
 Exit codes: 0 it is over on all hosts, 1 the request failed, 2 some hosts have
 not said yet that it is over, 3 no quorum, 4 not allowed, 64 usage`,
@@ -45,8 +47,7 @@ not said yet that it is over, 3 no quorum, 4 not allowed, 64 usage`,
 }
 
 func (e *env) commandCancel(c *cli.Context) error {
-	id, err := fleet.ParseCommandID(c.Args().First())
-	if err != nil {
+	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
 	for _, set := range c.StringSlice("node") {
@@ -65,6 +66,10 @@ func (e *env) commandCancel(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+	id, err := findCommandID(c, api, c.Args().First())
+	if err != nil {
+		return err
+	}
 	var nodes []fleet.NodeID
 	if sets := c.StringSlice("node"); len(sets) > 0 {
 		d, err := newDirectory(c, api)
