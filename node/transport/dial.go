@@ -118,7 +118,8 @@ func Peek(ctx context.Context, dialer DialFunc, addr string, now func() time.Tim
 	if err != nil {
 		return Seen{}, err
 	}
-	return seen, conn.Close()
+	_ = conn.Close() // what was asked has been answered; the host may have hung up first
+	return seen, nil
 }
 
 // DialJoin opens a joiner's connection to any host of the fleet whose root
