@@ -103,6 +103,10 @@ type tree struct {
 	// another process since; then only its control group and its mark count.
 	ours bool
 
+	// reaped says that nothing keeps the number of the child for it, so ours
+	// has to be asked again whenever it matters: see numbered.
+	reaped bool
+
 	// met are the processes that were found, by number, with their start: in
 	// the middle of an exec one has no mark, and is a member all the same.
 	met map[int]uint64
@@ -126,6 +130,7 @@ func (t tree) members() []stat {
 		pids[pid] = true
 	}
 	self := os.Getpid()
+	ours := t.numbered()
 	var all []stat
 	in := map[int]bool{}
 	for pid := range pids {
@@ -137,7 +142,7 @@ func (t tree) members() []stat {
 			continue
 		}
 		all = append(all, s)
-		in[pid] = inside[pid] || t.ours && (pid == t.id.PID || s.group == t.id.PID || s.session == t.id.PID) || marked(pid, t.id.Mark)
+		in[pid] = inside[pid] || ours && (pid == t.id.PID || s.group == t.id.PID || s.session == t.id.PID) || marked(pid, t.id.Mark)
 		if start, ok := t.met[pid]; ok && start == s.start {
 			in[pid] = true
 		}
@@ -158,6 +163,25 @@ func (t tree) members() []stat {
 		}
 	}
 	return all
+}
+
+// numbered reports whether the number of the child still is that of the child,
+// its group or its session, and of no later process: it is not given away while
+// the child, or one of its group or session, has it.
+func (t tree) numbered() bool {
+	if !t.ours || !t.reaped {
+		return t.ours
+	}
+	if s, err := readStat(t.id.PID); err == nil {
+		return s.start == t.id.Start
+	}
+	for pid, start := range t.met {
+		s, err := readStat(pid)
+		if err == nil && s.start == start && (s.group == t.id.PID || s.session == t.id.PID) {
+			return true
+		}
+	}
+	return false
 }
 
 // marked reports whether a process carries the mark in its environment.
@@ -233,7 +257,7 @@ func (t tree) kill(ended <-chan struct{}) (killed, survivors int) {
 	for {
 		members := t.members() // before: descendants are found by their parents
 		t.group.kill()
-		if t.ours {
+		if t.numbered() {
 			signalGroup(t.id.PID, syscall.SIGKILL) // all of the group at once
 		}
 		for _, s := range members {
@@ -306,7 +330,7 @@ func (c *Cgroups) KillLeftover(ctx context.Context, id Identity) (killed int, er
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	t := tree{id: id, group: c.find(id.Mark), ours: ours, met: map[int]uint64{}}
+	t := tree{id: id, group: c.find(id.Mark), ours: ours, reaped: true, met: map[int]uint64{}}
 	defer t.group.leave()
 	killed, survivors := t.kill(closed)
 	if survivors > 0 {

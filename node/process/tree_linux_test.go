@@ -191,6 +191,26 @@ func TestKillLeftoverFindsTheTreeOfADeadChildByItsMark(t *testing.T) {
 	}
 }
 
+// TestANumberThatWasGivenAwayWhileATreeIsKilled: the leftover was there when it
+// was looked for, and has been reaped since, by whoever its parent is now.
+func TestANumberThatWasGivenAwayWhileATreeIsKilled(t *testing.T) {
+	ctx, cancel := contextOf(t)
+	later, err := Start(ctx, script(t, "exec sleep 600"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := Identity{PID: later.Identity().PID, Start: later.Identity().Start - 1}
+	before := tree{id: id, ours: true, reaped: true, met: map[int]uint64{}}
+	if killed, survivors := before.kill(closed); killed != 0 || survivors != 0 {
+		t.Errorf("killed %d, %d survived, want none", killed, survivors)
+	}
+	if dead(later.Identity().PID) {
+		t.Error("a later process with the number was killed")
+	}
+	cancel()
+	later.Wait()
+}
+
 func TestLimits(t *testing.T) {
 	var out strings.Builder
 	spec := script(t, "ulimit -n; ulimit -c; ulimit -Hc")
