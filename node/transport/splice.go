@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -72,13 +73,11 @@ func (t *Transport) pass(ctx context.Context, hello *helloConn, slot *slot) {
 		t.refused.Add(1)
 		t.refuse.connection(t.cfg.Now(), hello.RemoteAddr(), API, err)
 	}
-	select {
-	case t.passing <- struct{}{}:
-		defer func() { <-t.passing }()
-	default:
+	if !t.passing.enter(slot.source) {
 		refused(errOverLimit)
 		return
 	}
+	defer t.passing.leave(slot.source)
 	if !slot.identify(API, identity.Peer{}) {
 		refused(errOverLimit)
 		return
@@ -104,9 +103,38 @@ func (t *Transport) pass(ctx context.Context, hello *helloConn, slot *slot) {
 	Splice(ctx, hello.Conn, quorum, SpliceIdle)
 }
 
-// maxPassed bounds the operators that are passed on at once, who hold two
-// connections each and have shown nothing here.
-const maxPassed = 32
+// Bounds of the operators that are passed on at once, who hold two connections
+// each and have shown nothing here: in all, and from one address, so that a
+// single stranger does not keep everybody else out.
+const (
+	maxPassed   = 32
+	maxPassedOf = maxPassed / 2
+)
+
+// passages counts who is passed on, by address.
+type passages struct {
+	mu  sync.Mutex // guards the rest
+	all int
+	of  map[netip.Addr]int
+}
+
+func (p *passages) enter(source netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= maxPassed || p.of[source] >= maxPassedOf {
+		return false
+	}
+	p.all++
+	p.of[source]++
+	return true
+}
+
+func (p *passages) leave(source netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	drop(p.of, source)
+}
 
 // SpliceIdle ends a splice over which nothing passes: longer than the quorum
 // keeps an idle operator, so that it is the one to end it.

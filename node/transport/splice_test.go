@@ -72,7 +72,7 @@ func TestPassOn(t *testing.T) {
 		if !bytes.HasPrefix(said.Bytes(), sent.Bytes()) || sent.Len() < 1000 {
 			t.Errorf("the operator said %d bytes, the voter was sent %d", said.Len(), sent.Len())
 		}
-		if open := ot.Stats().Open; open != 0 || len(ot.passing) != 0 {
+		if open := ot.Stats().Open; open != 0 || ot.passing.all != 0 {
 			t.Errorf("%d connections are open after the operator left", open)
 		}
 
@@ -179,19 +179,29 @@ func TestPassOnIsBounded(t *testing.T) {
 			}
 		})
 		var strangers []net.Conn
-		for range maxPassed + 10 {
-			raw, err := n.Host("10.0.0.9").DialContext(t.Context(), "tcp", "10.0.0.2:7790")
-			if err != nil {
-				t.Fatal(err)
+		for _, stranger := range []struct {
+			addr          string
+			asks          int
+			open, refused int // in all, then
+		}{
+			{"10.0.0.9", maxPassedOf + 10, maxPassedOf, 10},
+			{"10.0.0.8", maxPassedOf, maxPassed, 10},
+			{"10.0.0.7", 1, maxPassed, 11},
+		} {
+			for range stranger.asks {
+				raw, err := n.Host(stranger.addr).DialContext(t.Context(), "tcp", "10.0.0.2:7790")
+				if err != nil {
+					t.Fatal(err)
+				}
+				strangers = append(strangers, raw)
+				go func() {
+					_ = tls.Client(raw, &tls.Config{ServerName: "quorum", NextProtos: []string{"fleet-api"}, InsecureSkipVerify: true}).Handshake()
+				}()
 			}
-			strangers = append(strangers, raw)
-			go func() {
-				_ = tls.Client(raw, &tls.Config{ServerName: "quorum", NextProtos: []string{"fleet-api"}, InsecureSkipVerify: true}).Handshake()
-			}()
-		}
-		time.Sleep(time.Second)
-		if s := tr.Stats(); s.Open != maxPassed || s.Refused != 10 {
-			t.Errorf("%+v, want %d passed on and 10 refused", s, maxPassed)
+			time.Sleep(time.Second)
+			if s := tr.Stats(); s.Open != stranger.open || int(s.Refused) != stranger.refused {
+				t.Errorf("after %s: %+v, want %d passed on and %d refused", stranger.addr, s, stranger.open, stranger.refused)
+			}
 		}
 		time.Sleep(SpliceIdle)
 		synctest.Wait()

@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -88,7 +89,7 @@ type Transport struct {
 	limits *limiter
 	refuse *throttledLog
 
-	passing chan struct{} // a semaphore of maxPassed
+	passing passages
 
 	done      chan struct{} // closed by Close
 	closeOnce sync.Once
@@ -139,7 +140,7 @@ func New(cfg Config) (*Transport, error) {
 		packet:    &probedPacket{PacketConn: cfg.Packet, fresh: func() (net.PacketConn, error) { return openFresh(cfg.Packet.LocalAddr()) }},
 		limits:    newLimiter(cfg.Limits),
 		refuse:    &throttledLog{log: cfg.Logger},
-		passing:   make(chan struct{}, maxPassed),
+		passing:   passages{of: map[netip.Addr]int{}},
 		done:      make(chan struct{}),
 		listeners: make(map[Proto]*listener),
 		open:      make(map[*Conn]struct{}),
