@@ -104,7 +104,7 @@ func (e *env) commandCancel(c *cli.Context) error {
 		})
 	}
 	err = e.print(c, result{value: d, names: []string{string(id)}, table: func(w io.Writer) { writeStates(w, d) }})
-	open := slices.DeleteFunc(slices.Clone(d.CommandInvocations), func(i ssm.CommandInvocation) bool { return finalStatus(i.Status) })
+	open := slices.DeleteFunc(slices.Clone(d.CommandInvocations), func(i ssm.CommandInvocation) bool { return isFinal(i.Status) })
 	if err != nil || len(open) == 0 {
 		return err
 	}
@@ -165,11 +165,6 @@ func awaitCancelled(ctx context.Context, api *client.Client, id fleet.CommandID,
 		return nil
 	}
 	return err
-}
-
-// finalStatus reports whether an invocation has ended, by SSM's word for it.
-func finalStatus(status string) bool {
-	return !slices.Contains([]string{"Pending", "InProgress", "Delayed", "Cancelling"}, status)
 }
 
 // writeStates writes what became of a command, the hosts of one fate together.

@@ -57,7 +57,7 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 			leaf(&cli.Command{
 				Name: "attach", ArgsUsage: "COMMAND", Usage: "wait for a command and show its answers, as run does",
 				Description: `It goes on where the command is now: what has come is shown, for the rest it
-waits. Ctrl-C ends the waiting, not the command.
+waits. Ctrl-C asks, as in run.
 
 ` + commandIs + `
 

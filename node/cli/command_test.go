@@ -257,8 +257,17 @@ func TestInterruptOnATerminal(t *testing.T) {
 	if code := <-done; code != ExitDone || !strings.Contains(w.stdout.String(), "  over\n") || !strings.Contains(w.stderr.String(), "[d]etach") {
 		t.Errorf("waited on: exit %d: %s%s", code, w.stdout.String(), w.stderr.String())
 	}
+	if err := os.Remove(filepath.Join(dir, "end")); err != nil {
+		t.Fatal(err)
+	}
+	interrupt, done = begin("c\n")
+	interrupt()
+	if code := <-done; code != ExitSome || !strings.Contains(w.stderr.String(), "cancelled; waiting") ||
+		!strings.Contains(w.stderr.String(), "1 Cancelled of 1") || !strings.Contains(w.stderr.String(), " --failed\n") {
+		t.Errorf("cancelled: exit %d: %s%s", code, w.stdout.String(), w.stderr.String())
+	}
 	// SIGTERM does not ask: nobody may be there.
-	if w.whatNow(nil, newAnswers("c"), interrupted{syscall.SIGTERM}, &progress{}) != nil {
+	if w.whatNow(nil, newAnswers("c"), interrupted{syscall.SIGTERM}, &progress{}, nil) != nil {
 		t.Error("it was asked about")
 	}
 }

@@ -126,7 +126,7 @@ func (e *env) follow(c *cli.Context, api *client.Client, a *answers) error {
 			return nil
 		})
 	}()
-	err := e.await(c, a, progress, &screen, ended, stop)
+	err := e.await(c, api, a, progress, &screen, ended, stop)
 	progress.clear()
 	if err != nil && a.counts.TargetCount == 0 {
 		return e.leftBehind(a, err) // nothing has come
@@ -164,7 +164,7 @@ func (e *env) follow(c *cli.Context, api *client.Client, a *answers) error {
 }
 
 // await waits until the watch has ended, or ends it.
-func (e *env) await(c *cli.Context, a *answers, p *progress, screen *sync.Mutex, ended <-chan error, stop context.CancelCauseFunc) error {
+func (e *env) await(c *cli.Context, api *client.Client, a *answers, p *progress, screen *sync.Mutex, ended <-chan error, stop context.CancelCauseFunc) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	interrupt := c.Context
@@ -179,7 +179,9 @@ func (e *env) await(c *cli.Context, a *answers, p *progress, screen *sync.Mutex,
 		case <-interrupt.Done():
 			// While somebody thinks, nothing is written over the question.
 			screen.Lock()
-			next := e.whatNow(c, a, context.Cause(interrupt), p)
+			next := e.whatNow(c, a, context.Cause(interrupt), p, func(ctx context.Context) error {
+				return cancelCommand(ctx, api, a.command, nil)
+			})
 			screen.Unlock()
 			if next == nil {
 				stop(context.Cause(interrupt))
@@ -193,8 +195,10 @@ func (e *env) await(c *cli.Context, a *answers, p *progress, screen *sync.Mutex,
 }
 
 // whatNow asks what Ctrl-C meant. The answer is how to go on waiting, or nil
-// to stop. The command goes on in either case, unless it is cancelled.
-func (e *env) whatNow(c *cli.Context, a *answers, cause error, p *progress) func() (context.Context, context.CancelFunc) {
+// to stop. The command goes on in either case, unless it is cancelled; then the
+// waiting goes on too, until all hosts have said that it is over.
+func (e *env) whatNow(c *cli.Context, a *answers, cause error, p *progress,
+	cancel func(context.Context) error) func() (context.Context, context.CancelFunc) {
 	var s interrupted
 	if !errors.As(cause, &s) || s.signal != os.Interrupt || !e.inTTY || !e.errTTY || e.again == nil {
 		return nil
@@ -204,10 +208,19 @@ func (e *env) whatNow(c *cli.Context, a *answers, cause error, p *progress) func
 	if a.counts.TargetCount > 0 {
 		so = a.totals()
 	}
-	fmt.Fprintf(e.err, "\n%s: fleet command attach %s\n[d]etach (it goes on), or continue waiting? [d/Enter] ", so, a.command)
+	fmt.Fprintf(e.err, "\n%s: fleet command attach %s\n[d]etach (it goes on), [c]ancel, or continue waiting? [d/c/Enter] ", so, a.command)
 	answer, err := bufio.NewReader(io.LimitReader(e.in, 64)).ReadString('\n')
-	if err != nil || strings.HasPrefix(strings.ToLower(strings.TrimSpace(answer)), "d") {
+	answer = strings.ToLower(strings.TrimSpace(answer))
+	switch {
+	case err != nil || strings.HasPrefix(answer, "d"):
 		return nil
+	case strings.HasPrefix(answer, "c"):
+		// The context of the command line has ended.
+		if err := cancel(context.WithoutCancel(c.Context)); err != nil {
+			fmt.Fprintf(e.err, "it is not cancelled: %s\n", escapeCell(err.Error()))
+		} else {
+			fmt.Fprintln(e.err, "cancelled; waiting until the hosts say that it is over")
+		}
 	}
 	return e.again
 }

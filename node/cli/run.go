@@ -57,8 +57,9 @@ which command and host it is) and what --env adds: values arrive byte for byte,
 whatever they hold. They are kept with the command, for every operator to read:
 they are no place for secrets.
 
-The command is a decided thing of its own: Ctrl-C asks whether to stop waiting;
-the command goes on, and "fleet command attach" waits for it again.
+The command is a decided thing of its own: Ctrl-C on a terminal asks whether to
+cancel it or only to stop waiting; elsewhere it stops waiting. The command goes
+on unless it is cancelled, and "fleet command attach" waits for it again.
 
 Examples:
   fleet run --all -- uname -r
