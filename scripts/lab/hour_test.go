@@ -66,6 +66,11 @@ election, host2 does.`,
 	p.text(`## Three voters`,
 		`One host decides alone so far. Two more are asked to; the root key says so, and the fingerprints are compared with what
 "fleet status" shows on those hosts.`)
+	for _, x := range h[:3] {
+		l.Wait(x.Name()+" to be told how it is reached", time.Minute, func() bool {
+			return strings.Contains(x.Fleet("status").Stdout, x.Address()+":7790  direct\n")
+		})
+	}
 	p.run(h[1], "fleet status", 0)
 	term = host1.Terminal()
 	term.Type("fleet quorum add host2 host3 --root-key /media/usb/acme.key")
