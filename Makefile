@@ -53,6 +53,10 @@ test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10
 	FLEET_ROUNDS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 60m -v -run '^TestTorture$$' ./node/process
 	FLEET_OUTPUT_MB=$(or $(OUTPUT_MB),10240) $(GO) test -count=1 -timeout 60m -v -run '^TestAnyOutput$$' ./node/runcmd
 
+.PHONY: test-windows
+test-windows: ## what Wine can run of the Windows program; says so where there is no Wine
+	scripts/wine/test.sh
+
 .PHONY: test-lab
 test-lab: ## hosts in namespaces, cut, slowed, filled and killed; the first hour (root; LAB_RUN=TestFaults)
 	LAB=1 $(GO) test -vet=off -count=1 -tags lab -timeout 15m -parallel 4 -run '$(LAB_RUN)' ./scripts/lab/...

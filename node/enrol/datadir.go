@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -345,6 +346,9 @@ func replaceFile(path string, b []byte, mode fs.FileMode) (err error) {
 	}
 	if err = os.Rename(tmp.Name(), path); err != nil {
 		return err
+	}
+	if runtime.GOOS == "windows" { // directories cannot be synced there
+		return nil
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {

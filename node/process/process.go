@@ -26,8 +26,13 @@
 //
 // Linux has all of it, as far as the host lets control groups be made; see
 // Cgroups. macOS knows the process group only and cannot recognise leftovers of
-// an earlier run. Windows ends the child alone, has no limits and starts it
-// without a gate.
+// an earlier run.
+//
+// Windows has a job object for each child, which nothing that the child starts
+// can leave, and the gate is that the child is made suspended. There is no
+// SIGTERM: the tree is ended at once. It also ends when this process dies, so
+// there are no leftovers. A job counts processes, not threads; it refuses memory
+// beyond Limits.Memory instead of killing; another user is not possible.
 package process
 
 import (
@@ -95,14 +100,15 @@ type Spec struct {
 
 // Limits bound the child and what it starts; zero leaves what this process
 // has. A child that cannot be given one of the first three (root of a container
-// cannot raise one) ends with code 126 and says so on stderr. Not on Windows.
+// cannot raise one) ends with code 126 and says so on stderr. Windows has neither
+// of the first two.
 type Limits struct {
 	OpenFiles uint64 // of each process
 	Processes uint64 // of the user in all; root is not bound by it
 	NoCore    bool   // a crash writes no memory to disk
 
-	// These bind the control group: the child with all that it starts, whoever
-	// runs it. Where there is none, they do not bind, and Exit says so.
+	// These bind the control group (on Windows the job object, which is always
+	// there): the child with all that it starts, whoever runs it. Where there is none, they do not bind, and Exit says so.
 	Tasks  uint64  // processes and threads
 	Memory uint64  // bytes, with the pages of files that it touches
 	CPU    float64 // processors
@@ -401,7 +407,7 @@ func (p *pump) run() {
 // interrupt makes run return although the pipe is still open.
 func (p *pump) interrupt() {
 	if err := p.r.SetReadDeadline(time.Unix(1, 0)); err != nil {
-		p.close() // a pipe without deadlines (Windows)
+		p.close()
 	}
 }
 
@@ -415,7 +421,7 @@ func (p *Process) closePipes() {
 
 // pipe makes the pipe of one output and its pump; the child gets the file.
 func (p *Process) pipe(w io.Writer) (*os.File, error) {
-	r, f, err := os.Pipe()
+	r, f, err := outputPipe()
 	if err != nil {
 		return nil, fmt.Errorf("pipe for the output of %s: %w", p.spec.Args[0], err)
 	}

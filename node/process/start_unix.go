@@ -109,6 +109,9 @@ func (p *Process) spawn() (*gate, error) {
 	return g, nil
 }
 
+// outputPipe is the pipe of one output.
+func outputPipe() (r, w *os.File, err error) { return os.Pipe() }
+
 // credentialOf is what makes the child run as a user; nil for our own.
 func credentialOf(name string) (*syscall.Credential, error) {
 	account, err := LookupUser(name)

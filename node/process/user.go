@@ -1,7 +1,6 @@
 package process
 
 import (
-	"errors"
 	"os"
 	"os/user"
 
@@ -31,7 +30,7 @@ func LookupUser(name string) (Account, error) {
 		switch u, err := user.Lookup(name); {
 		case err == nil:
 			a = Account{Name: u.Username, UID: u.Uid, GID: u.Gid, Home: u.HomeDir, Shell: loginShell(u.Username)}
-		case errors.As(err, new(user.UnknownUserError)):
+		case isUnknownUser(err):
 			// Without cgo the lookup above knows /etc/passwd only.
 			var ok bool
 			if a, ok = directoryUser(name); !ok {

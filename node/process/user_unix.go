@@ -5,6 +5,7 @@ package process
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -121,6 +122,8 @@ func ask(program string, args ...string) (string, error) {
 	out, err := cmd.Output()
 	return string(out), err
 }
+
+func isUnknownUser(err error) bool { return errors.As(err, new(user.UnknownUserError)) }
 
 func ownedByUs(info os.FileInfo) bool {
 	s, ok := info.Sys().(*syscall.Stat_t)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -300,6 +301,9 @@ func writeSynced(path string, b []byte) (err error) {
 }
 
 func syncDir(dir string) (err error) {
+	if runtime.GOOS == "windows" { // directories cannot be synced there
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
