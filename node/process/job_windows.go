@@ -136,7 +136,9 @@ func (g *group) since() pressure {
 // killPatience.
 func (g *group) terminate() (survivors int) {
 	g.killed = true
-	for deadline := time.Now().Add(killPatience); ; time.Sleep(pollEnd) {
+	look := time.NewTicker(pollEnd) // nothing can be waited for: a job is not signalled when it is empty
+	defer look.Stop()
+	for deadline := time.Now().Add(killPatience); ; <-look.C {
 		// Again each time: what a process was starting may have come in since.
 		terminateErr := windows.TerminateJobObject(g.job, killedCode)
 		a, err := g.account()
