@@ -75,6 +75,11 @@ type Config struct {
 	// with memberlist's lock held, and must not block or call the ring.
 	Verify func([]byte) (identity.NodeRecord, error)
 
+	// Shun names the nodes to which nothing is sent: those that were removed
+	// from the fleet. Unanswered probes then make the ring drop them. Nil shuns
+	// nobody. It must not block or call the ring.
+	Shun func(fleet.NodeID) bool
+
 	// Packet is the shared UDP socket; the ring reads it and does not close it.
 	Packet net.PacketConn
 

@@ -264,10 +264,16 @@ func (p *port) WriteTo(b []byte, addr string) (time.Time, error) {
 	return time.Now(), err
 }
 
-// WriteToAddress is WriteTo: the seal, not the name, says who can read it.
+// WriteToAddress is WriteTo, but for a shunned node: the seal, not the name,
+// says who can read it, and a removed node may still have the key.
 func (p *port) WriteToAddress(b []byte, addr memberlist.Address) (time.Time, error) {
+	if p.shuns(fleet.NodeID(addr.Name)) {
+		return time.Now(), nil // lost, as any packet may be
+	}
 	return p.WriteTo(b, addr.Addr)
 }
+
+func (p *port) shuns(node fleet.NodeID) bool { return p.cfg.Shun != nil && p.cfg.Shun(node) }
 
 // PacketCh yields the packets that were opened and read.
 func (p *port) PacketCh() <-chan *memberlist.Packet { return p.packets }

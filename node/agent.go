@@ -24,6 +24,7 @@ import (
 const (
 	WarnClock       = "ClockOff"
 	WarnCertificate = "CertificateExpiring"
+	WarnCloned      = fleet.WarnCloned
 )
 
 func (n *Node) buildAgent() error {
@@ -35,7 +36,7 @@ func (n *Node) buildAgent() error {
 	var err error
 	n.runner, err = runcmd.New(runcmd.Config{
 		Self: n.info.Node, Fleet: n.info.Fleet, Key: n.key, Journal: n.journal, Blobs: n.blobs, Dir: n.dir.File("work"),
-		Trust: n.trust.Load, Clock: n.clock, Report: n.report, Starter: n.cfg.Starter, Now: n.cfg.Now,
+		Trust: n.trust.Load, Clock: fleetTime{n}, Report: n.report, Starter: n.cfg.Starter, Now: n.cfg.Now,
 		Cgroups: n.cfg.Cgroups, Limits: n.cfg.Limits,
 		Logger: n.log.With("component", "runcmd"),
 	})
@@ -44,6 +45,9 @@ func (n *Node) buildAgent() error {
 
 // heartbeat tells one voter that this host is there and takes what is new.
 func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, error) {
+	if gone := n.gone.Load(); gone != nil {
+		return time.Time{}, errGone(gone)
+	}
 	req := &rpc.HeartbeatRequest{
 		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
 	}
@@ -62,7 +66,11 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 			n.log.Warn("trust.json from a voter not taken", "peer", voter, "err", err)
 		}
 	}
-	n.view.merge(voter, resp)
+	if n.view.merge(voter, resp) {
+		n.recheck()
+	}
+	n.takeName()
+	n.clones.Store(&resp.Clones)
 	if n.inbound.set(presence.Dial(resp.Dial)) {
 		n.log.Info("the leader has dialled this host", "answered", presence.Dial(resp.Dial) == presence.Answers)
 	}
@@ -74,6 +82,20 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 	}
 	n.readyOnce.Do(func() { close(n.ready) })
 	return time.Unix(0, resp.Time), nil
+}
+
+// takeName follows the registry's name for this host, and writes it down for a
+// start without the quorum.
+func (n *Node) takeName() {
+	name, was := n.view.name(n.info.Node), n.Name()
+	if name == "" || name == was {
+		return
+	}
+	n.nodeName.Store(&name)
+	n.log.Info("this host has another name now", "name", name, "was", was)
+	if err := n.dir.SaveName(n.info, name); err != nil {
+		n.log.Warn("name not written down", "err", err)
+	}
 }
 
 // report brings a result to the quorum: first the blobs that it names, if they

@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -587,6 +589,132 @@ func TestLeaderWithAWrongClockDecidesNothing(t *testing.T) {
 
 // TestMinorityDecidesNothing cuts a leader off and asks it to decide and to
 // read: it must do neither.
+// TestClonedIdentity is a host and a copy of its data directory: within a minute
+// both are named, to operators and on the hosts, and nothing is delivered to
+// either until the copy is gone.
+func TestClonedIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, 1)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		status := func() (found []fleet.Warning) {
+			var s fleet.GetStatusResult
+			if err := c.Call(t.Context(), "GetStatus", fleet.GetStatusRequest{}, &s); err != nil {
+				t.Fatal(err)
+			}
+			for _, w := range s.Warnings {
+				if w.Code == fleet.WarnCloned {
+					found = append(found, w)
+				}
+			}
+			return found
+		}
+		if ws := status(); len(ws) > 0 {
+			t.Fatalf("one host: %+v", ws)
+		}
+		b.hosts["copy"] = b.net.Host("10.0.0.77")
+		if err := os.CopyFS(b.data("copy"), os.DirFS(b.data("n2"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := filepath.WalkDir(b.data("copy"), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				err = os.Chmod(path, 0o600) // CopyFS widens modes, and keys that others can read are refused
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		b.start("copy")
+		time.Sleep(time.Minute)
+		ws := status()
+		if len(ws) != 1 || !strings.Contains(ws[0].Message, "10.0.0.2 and 10.0.0.77") || !strings.Contains(ws[0].Message, string(b.nodes["n2"].ID())) {
+			t.Fatalf("after a minute: %+v", ws)
+		}
+		for _, name := range []string{"n2", "copy"} {
+			if !slices.ContainsFunc(b.nodes[name].LocalStatus().Warnings, func(w fleet.Warning) bool { return w.Code == WarnCloned }) {
+				t.Errorf("%s does not warn", name)
+			}
+		}
+		id, err := b.send(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, states := b.await(id); states["n2"] != fleet.DeliveryTimedOut || states["n1"] != fleet.Success {
+			t.Errorf("states %v; want that only n1 got it", states)
+		}
+		b.mu.Lock()
+		early := b.runs[string(id)+" n2"] + b.runs[string(id)+" copy"]
+		b.mu.Unlock()
+		if early != 0 {
+			t.Errorf("the command ran %d times on hosts of which nobody knows which is meant", early)
+		}
+		b.crash("copy")
+		delete(b.hosts, "copy")
+		time.Sleep(2 * time.Minute)
+		if id, err = b.send(c); err != nil {
+			t.Fatal(err)
+		}
+		b.await(id)
+		b.mu.Lock()
+		runs := b.runs[string(id)+" n2"]
+		b.mu.Unlock()
+		if ws := status(); runs != 1 || len(ws) > 0 {
+			t.Errorf("when the copy is gone: %d runs, %+v", runs, ws)
+		}
+	})
+}
+
+// TestRejoinAfterTwoMonths is hosts that were off until their certificates had
+// ended: a running agent gets another by itself, a command line for one that
+// does not run, and both are the nodes that they were.
+func TestRejoinAfterTwoMonths(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, 2)
+		defer b.stopAll()
+		ids := map[string]fleet.NodeID{}
+		for _, name := range []string{"n2", "n3"} {
+			ids[name] = b.nodes[name].ID()
+			b.crash(name)
+		}
+		const off = 60 * 24 * time.Hour
+		for name := range b.hosts {
+			b.skew(name, off)
+		}
+		later := func() time.Time { return time.Now().Add(off) }
+
+		r, err := enrol.RejoinHost(t.Context(), enrol.RejoinOptions{DataDir: b.data("n3"), Now: later, Dial: b.hosts["n3"].DialContext})
+		if err != nil || r.Node != ids["n3"] || r.NodeName != "n3" {
+			t.Fatalf("rejoin: %+v, %v", r, err)
+		}
+		for _, name := range []string{"n2", "n3"} {
+			b.start(name)
+			b.ready(name)
+			if id := b.nodes[name].ID(); id != ids[name] {
+				t.Errorf("%s is %s now, it was %s", name, id, ids[name])
+			}
+			leaf := b.nodes[name].agentTLS.Load().Leaf
+			if left := leaf.NotAfter.Sub(later()); left < 29*24*time.Hour {
+				t.Errorf("%s has a certificate for another %s", name, left)
+			}
+		}
+		// One that never enrolled here, and one that speaks with another's key.
+		b.crash("n3")
+		stranger, err := identity.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, info, err := enrol.OpenDir(b.data("n3"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = (&enrol.Rejoiner{Dir: dir, Info: info, Key: stranger, Now: later, Dial: b.hosts["n3"].DialContext}).Ask(t.Context(), []string{b.addr("n1")})
+		if fleet.KindOf(err) != fleet.NotFound || !strings.Contains(err.Error(), "is not enrolled in this fleet") {
+			t.Errorf("a stranger rejoins: %v", err)
+		}
+	})
+}
+
 func TestMinorityDecidesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBubble(t, 3, 0)

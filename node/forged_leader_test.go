@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -256,6 +257,19 @@ func (c *court) addTags(t *testing.T) *entry.AddTags {
 }
 
 // activation is the operator's request for an activation, and its code.
+func (c *court) appointment(t *testing.T, key fleet.PublicKey, may ...string) *entry.CreateOperator {
+	t.Helper()
+	return &entry.CreateOperator{Authority: c.authority(t, "CreateOperator", "", entry.CreateOperatorV1{
+		Name: "op" + newID(t)[:8], PublicKey: base64.StdEncoding.EncodeToString(key[:]), May: may,
+	})}
+}
+
+func (c *court) removal(t *testing.T, node fleet.NodeID) *entry.RemoveNode {
+	t.Helper()
+	return &entry.RemoveNode{Authority: c.authority(t, "DeregisterManagedInstance", "",
+		entry.DeregisterManagedInstanceV1{InstanceId: string(node)})}
+}
+
 func (c *court) activation(t *testing.T) (*entry.CreateActivation, identity.Code) {
 	t.Helper()
 	code, err := identity.NewCode()
@@ -498,6 +512,58 @@ var forgeries = []struct {
 		host := newKey(t)
 		c.accept(t, c.join(t, fleet.ActivationID(a.ID), host, host, code.Key()))
 		return c.join(t, fleet.ActivationID(a.ID), host, c.thief, code.Key())
+	}},
+	{"host removed by the leader", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := c.removal(t, fleet.NodeIDOf(c.thief.Public()))
+		e.Proof = identity.SignProof(c.thief, c.proof(t, "DeregisterManagedInstance", e.Request))
+		return e
+	}},
+	{"another host removed than the operator meant", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := c.removal(t, fleet.NodeIDOf(c.thief.Public()))
+		e.Request = bytes.Replace(e.Request, []byte(fleet.NodeIDOf(c.thief.Public())), []byte(c.node), 1)
+		return e
+	}},
+	{"operator made by the leader", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := c.appointment(t, c.thief.Public(), "*")
+		e.Proof = identity.SignProof(c.thief, c.proof(t, "CreateOperator", e.Request))
+		return e
+	}},
+	{"operator with another key than was signed for", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := c.appointment(t, newKey(t).Public(), "*")
+		e.Request = c.appointment(t, c.thief.Public(), "*").Request
+		return e
+	}},
+	{"operator who grants more than he has", fleet.Denied, func(t *testing.T, c *court) entry.Body {
+		limited := newKey(t)
+		few := c.appointment(t, limited.Public(), "CreateOperator")
+		c.accept(t, few)
+		e := c.appointment(t, newKey(t).Public(), "SendCommand")
+		var named struct{ Name string }
+		if err := json.Unmarshal(few.Request, &named); err != nil {
+			t.Fatal(err)
+		}
+		p := c.proof(t, "CreateOperator", e.Request)
+		p.Operator, p.Key = fleet.OperatorName(named.Name), limited.Public().ID()
+		e.Proof = identity.SignProof(limited, p)
+		return e
+	}},
+	{"the operator dismissed by the leader", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		e := &entry.DeleteOperator{Authority: c.authority(t, "DeleteOperator", "", entry.DeleteOperatorV1{Name: "dev"})}
+		e.Proof = identity.SignProof(c.thief, c.proof(t, "DeleteOperator", e.Request))
+		return e
+	}},
+	{"voter removed, signed by the operator", fleet.Conflict, func(t *testing.T, c *court) entry.Body {
+		return c.removal(t, c.trust.Voters[0].Node)
+	}},
+	{"removed host enrolled again", fleet.Denied, func(t *testing.T, c *court) entry.Body {
+		a, code := c.activation(t)
+		c.accept(t, a)
+		host := newKey(t)
+		c.accept(t, c.join(t, fleet.ActivationID(a.ID), host, host, code.Key()))
+		c.accept(t, c.removal(t, fleet.NodeIDOf(host.Public())))
+		again, code := c.activation(t)
+		c.accept(t, again)
+		return c.join(t, fleet.ActivationID(again.ID), host, host, code.Key())
 	}},
 	{"address of another host", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
 		own := newKey(t)

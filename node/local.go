@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"fleet/node/enrol"
@@ -15,7 +16,7 @@ import (
 func (n *Node) LocalStatus() fleet.LocalStatus {
 	now := n.cfg.Now()
 	s := fleet.LocalStatus{
-		Version: n.cfg.Version, FleetId: n.info.Fleet, FleetName: n.info.Name, InstanceId: n.info.Node, Name: n.info.NodeName,
+		Version: n.cfg.Version, FleetId: n.info.Fleet, FleetName: n.info.Name, InstanceId: n.info.Node, Name: n.Name(),
 		Role: n.role(), DataDir: n.dir.Path(), Address: n.advertised(), Leader: n.leader(), HeartbeatAge: -1,
 		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.hostWarnings(),
 		Containment: n.cfg.Cgroups.String(),
@@ -28,7 +29,7 @@ func (n *Node) LocalStatus() fleet.LocalStatus {
 	}
 	if heard := n.beats.LastHeard(); !heard.IsZero() {
 		s.HeartbeatAge = now.Sub(heard).Seconds()
-		s.QuorumReachable = now.Sub(heard) < 3*n.heartbeatInterval() && s.Leader != ""
+		s.QuorumReachable = now.Sub(heard) < 3*n.heartbeatInterval() && s.Leader != "" && n.gone.Load() == nil
 	}
 	if m := n.member.Load(); m != nil {
 		s.Warnings = append(s.Warnings, m.outlook()...)
@@ -81,6 +82,19 @@ func (n *Node) LocalNodes() fleet.LocalNodes {
 // hostWarnings says what is wrong with this host and what to do about it.
 func (n *Node) hostWarnings() []fleet.Warning {
 	var ws []fleet.Warning
+	if gone := n.gone.Load(); gone != nil {
+		ws = append(ws, fleet.Warning{
+			Code: WarnRemoved, Message: gone.Message + ": it runs nothing any more",
+			Remedy: "stop the agent; fleet join makes this host a new node, with a new activation",
+		})
+	}
+	if clones := n.clones.Load(); clones != nil && len(*clones) > 0 {
+		ws = append(ws, fleet.Warning{
+			Code:    WarnCloned,
+			Message: "several hosts say that they are this node: they are heard from " + strings.Join(*clones, " and "),
+			Remedy:  fleet.ClonedRemedy,
+		})
+	}
 	if offset, ok := n.clock.Offset(); ok && offset.Abs() > enrol.ClockWarning {
 		ws = append(ws, fleet.Warning{
 			Code: WarnClock, Message: enrol.ClockText(offset),
@@ -140,7 +154,7 @@ func (m *member) warnings() []fleet.Warning {
 	}
 	if left := m.expires().Sub(m.n.cfg.Now()); left < quorumWarning {
 		ws = append(ws, fleet.Warning{
-			Code: "QuorumCertificateExpiring", Message: fmt.Sprintf("the quorum certificate of %s expires in %d days", m.n.info.NodeName, int(left.Hours()/24)),
+			Code: "QuorumCertificateExpiring", Message: fmt.Sprintf("the quorum certificate of %s expires in %d days", m.n.Name(), int(left.Hours()/24)),
 			Remedy: "have the root key at hand: it signs the next one",
 		})
 	}

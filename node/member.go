@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"fleet/raftfsm"
 	"fleet/raftfsm/entry"
 	"fleet/raftfsm/quorum"
+	"fleet/raftfsm/state"
 )
 
 // member is what only a host of the quorum has: an eligible host follows the
@@ -96,6 +98,7 @@ func (n *Node) startMember() error {
 		Cancel: func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
 			return rpc.Call[rpc.CancelRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodCancel, req)
 		},
+		Hold: func(node fleet.NodeID) bool { return m.n.seen.Clones(node, n.cfg.Now()) != nil },
 		// The host that made it keeps its own copy, on disk: this one may be lost.
 		Keep: func(b []byte) error { _, err := n.blobs.Cache(b); return err },
 		Now:  n.cfg.Now, Logger: n.log.With("component", "dispatch"),
@@ -118,6 +121,7 @@ func (n *Node) startMember() error {
 	n.run("reverse", func(ctx context.Context) error {
 		return m.rpc.ServeReverse(ctx, n.transport.Listener(transport.Reverse), peerOf)
 	})
+	n.run("removals", m.followRemovals)
 	n.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
 	return nil
 }
@@ -215,6 +219,9 @@ func (m *member) admitAgent(p transport.Proto, peer identity.Peer, trust *identi
 		return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
 	}
 	store := m.fsm.Store()
+	if err := m.refuseRemoved(peer.Node); err != nil {
+		return err
+	}
 	row := store.Node(peer.Node)
 	if row == nil {
 		// A host that follows the log may hear of a new node from the node. A
@@ -230,11 +237,48 @@ func (m *member) admitAgent(p transport.Proto, peer identity.Peer, trust *identi
 	return nil
 }
 
+// refuseRemoved is an error if a host was removed from the fleet.
+func (m *member) refuseRemoved(id fleet.NodeID) error {
+	if r := m.fsm.Store().Removal(id); r != nil {
+		return state.Removed(r)
+	}
+	return nil
+}
+
+// followRemovals closes every connection of a host at once when its removal is
+// applied here, and forgets what it said.
+func (m *member) followRemovals(ctx context.Context) error {
+	known := map[fleet.NodeID]bool{}
+	for {
+		store := m.fsm.Store()
+		changed, abandoned := store.WatchRemovals(), store.Abandoned()
+		any := false
+		for _, r := range store.Removals() {
+			if !known[r.Node.ID] {
+				known[r.Node.ID], any = true, true
+				m.n.seen.Forget(r.Node.ID)
+			}
+		}
+		if any {
+			m.n.recheck()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-abandoned:
+		}
+	}
+}
+
 // admitRaft lets in who votes or follows, by trust.json or by Raft's own
 // configuration (candidates are in it before trust.json names them).
 func (m *member) admitRaft(peer identity.Peer, trust *identity.Trust) bool {
 	if trust.IsVoter(peer.Node, peer.Key) {
 		return true
+	}
+	if m.refuseRemoved(peer.Node) != nil {
+		return false
 	}
 	servers, err := m.quorum.Servers()
 	if err != nil {
@@ -267,14 +311,17 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	m.n.seen.Record(peer.Node, presence.Seen{
 		LastSeen: now, Version: req.Version, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings,
 	})
-	resp := &rpc.HeartbeatResponse{Nonce: req.Nonce, Time: now.UnixNano(), Leader: m.quorum.Leader()}
+	m.n.seen.Hear(peer.Node, req.Boot, peer.Source, now)
+	resp := &rpc.HeartbeatResponse{
+		Nonce: req.Nonce, Time: now.UnixNano(), Leader: m.quorum.Leader(), Clones: m.n.seen.Clones(peer.Node, now),
+	}
 	if resp.Leader == m.n.info.Node {
 		resp.Dial = uint8(m.reachOf(peer.Node).Dial)
 	}
 	if t := store.Trust(); t != nil && t.Version > req.TrustVersion {
 		resp.Trust = t.Raw()
 	}
-	resp.View, resp.ViewIndex = viewSince(store.Nodes(), req.ViewIndex)
+	resp.View, resp.ViewIndex = viewSince(store.Nodes(), store.Removals(), req.ViewIndex)
 	return resp, nil
 }
 
@@ -285,26 +332,41 @@ const (
 	maxViewBytes = 1 << 20
 )
 
-// viewSince lists the rows that changed after an index, oldest change first.
-func viewSince(nodes []*fleet.Node, since uint64) (rows []rpc.ViewRow, index uint64) {
-	sortByIndex(nodes)
+// viewSince lists the rows that changed after an index, oldest change first:
+// those of hosts, and the ends of those that were removed.
+func viewSince(nodes []*fleet.Node, removals []*fleet.Removal, since uint64) (rows []rpc.ViewRow, index uint64) {
+	type change struct {
+		index uint64
+		row   rpc.ViewRow
+	}
+	var changes []change
+	for _, n := range nodes {
+		if n.Index > since {
+			changes = append(changes, change{n.Index, rpc.ViewRow{ID: n.ID, Name: n.Name, Labels: n.Labels, Address: n.Address}})
+		}
+	}
+	for _, r := range removals {
+		if r.Index > since {
+			changes = append(changes, change{r.Index, rpc.ViewRow{ID: r.Node.ID, Removed: true}})
+		}
+	}
+	slices.SortFunc(changes, func(a, b change) int {
+		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(a.row.ID, b.row.ID))
+	})
 	index = since
 	size := 0
-	for _, row := range nodes {
-		if row.Index <= since {
-			continue
-		}
+	for _, c := range changes {
 		// Rows changed by one entry must travel together: the next answer
 		// begins after the index of the last.
-		if (len(rows) >= maxView || size >= maxViewBytes) && row.Index != index {
+		if (len(rows) >= maxView || size >= maxViewBytes) && c.index != index {
 			break
 		}
-		size += len(row.ID) + len(row.Name) + len(row.Address)
-		for k, v := range row.Labels {
+		size += len(c.row.ID) + len(c.row.Name) + len(c.row.Address)
+		for k, v := range c.row.Labels {
 			size += len(k) + len(v)
 		}
-		rows = append(rows, rpc.ViewRow{ID: row.ID, Name: row.Name, Labels: row.Labels, Address: row.Address})
-		index = row.Index
+		rows = append(rows, c.row)
+		index = c.index
 	}
 	return rows, index
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"sort"
 
 	"fleet/node/enrol"
 	"fleet/node/fleet"
@@ -77,7 +76,11 @@ func peerOf(c net.Conn) (identity.Peer, bool) {
 	if !ok {
 		return identity.Peer{}, false
 	}
-	return conn.Peer, true
+	peer := conn.Peer
+	if host, _, err := net.SplitHostPort(conn.RemoteAddr().String()); err == nil {
+		peer.Source = host
+	}
+	return peer, true
 }
 
 // asMember answers only on a host of the quorum, and to agents only if they
@@ -103,6 +106,9 @@ func (n *Node) memberFor(peer identity.Peer) (*member, error) {
 	if peer.Role == fleet.RoleAgent {
 		row := m.fsm.Store().Node(peer.Node)
 		if row == nil {
+			if err := m.refuseRemoved(peer.Node); err != nil {
+				return nil, err
+			}
 			return nil, fleet.Errorf(fleet.Unavailable, "%s is not in this host's copy of the registry", peer.Node)
 		}
 		if row.Key != peer.Key {
@@ -144,7 +150,7 @@ func (n *Node) putBlobHere(_ context.Context, peer identity.Peer, head []byte, b
 func (m *member) presence() *rpc.PresenceResponse {
 	rows := map[fleet.NodeID]rpc.PresenceRow{}
 	for id, s := range m.n.seen.All() {
-		rows[id] = rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Warnings: s.Warnings}
+		rows[id] = rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Warnings: s.Warnings, Clones: m.n.seen.Clones(id, m.n.cfg.Now())}
 	}
 	for _, id := range m.rpc.Reversed() { // it may have told others that it is there
 		if _, heard := rows[id]; !heard {
@@ -172,6 +178,13 @@ func (n *Node) joinServer() *enrol.Server {
 			}
 			return m.enrol(ctx, request)
 		},
+		Rejoin: func(ctx context.Context, request []byte) (*fleet.Node, error) {
+			m := n.member.Load()
+			if m == nil {
+				return nil, fleet.Errorf(fleet.Unavailable, "this host is not of the quorum")
+			}
+			return m.rejoin(ctx, request)
+		},
 		Issuing: func() (*enrol.Issuing, error) {
 			m := n.member.Load()
 			if m == nil {
@@ -181,14 +194,5 @@ func (n *Node) joinServer() *enrol.Server {
 		},
 		Reaches: n.transport.Reaches,
 		Now:     n.cfg.Now, Logger: n.log.With("component", "join"),
-	})
-}
-
-func sortByIndex(nodes []*fleet.Node) {
-	sort.Slice(nodes, func(i, j int) bool {
-		if nodes[i].Index != nodes[j].Index {
-			return nodes[i].Index < nodes[j].Index
-		}
-		return nodes[i].ID < nodes[j].ID
 	})
 }

@@ -7,8 +7,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +19,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -107,10 +111,17 @@ type Node struct {
 	ringLog   *slog.Logger
 	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
 	view      *view
-	boot      string
-	inbound   inbound
-	proved    proofs
-	started   time.Time // when New was called
+	boot      string                   // names this run of the agent
+	clones    atomic.Pointer[[]string] // where other hosts with this identity are heard from, as a voter says
+
+	nodeName atomic.Pointer[string] // this host's, as the registry has it
+
+	gone       atomic.Pointer[enrol.Gone] // nil while this host is of the fleet
+	inFleet    context.Context            // ends with that, or when the host stops
+	leaveFleet context.CancelFunc
+	inbound    inbound
+	started    time.Time // when New was called
+	proved     proofs
 
 	ctx    context.Context // ends when the host stops
 	cancel context.CancelCauseFunc
@@ -140,13 +151,15 @@ func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, dir: dir, info: info, root: info.Root(),
 		log: cfg.Logger, started: cfg.Now(),
-		seen:  presence.NewTable(),
+		seen:  presence.NewTable(cloneBeats * cmp.Or(cfg.Timing.Heartbeat, presence.DefaultInterval)),
 		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}),
 	}
+	n.nodeName.Store(&info.NodeName)
 	n.view = newView(n.cfg.Now)
 	n.inbound.changed = make(chan struct{})
 	n.ringLog = n.calmly("gossip") // made now, so that its level can be set before there is a ring
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
+	n.inFleet, n.leaveFleet = context.WithCancel(n.ctx)
 	var undo []func() error
 	defer func() {
 		if err == nil {
@@ -160,7 +173,15 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := n.loadIdentities(); err != nil {
 		return nil, err
 	}
-	if n.boot, err = process.BootID(); err != nil {
+	gone, err := dir.Gone()
+	if err != nil {
+		return nil, err
+	}
+	if gone != nil {
+		n.gone.Store(gone)
+		n.leaveFleet()
+	}
+	if n.boot, err = newInstance(); err != nil {
 		return nil, err
 	}
 	if n.transport, err = transport.New(transport.Config{
@@ -185,6 +206,25 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.buildRPC()
 	return n, nil
+}
+
+// cloneBeats is for how many heartbeats two hosts of one identity are
+// remembered as such.
+const cloneBeats = 4
+
+// newInstance names a run of the agent: the boot of the system, and a number
+// that is drawn, since two hosts may share a kernel.
+func newInstance() (string, error) {
+	boot, err := process.BootID()
+	if err != nil {
+		return "", err
+	}
+	var drawn [8]byte
+	if _, err := rand.Read(drawn[:]); err != nil {
+		return "", fmt.Errorf("name this run: %w", err)
+	}
+	sum := fleet.Sum([]byte(boot))
+	return hex.EncodeToString(sum[:8]) + "-" + hex.EncodeToString(drawn[:]), nil
 }
 
 func (n *Node) loadIdentities() error {
@@ -242,6 +282,10 @@ func (n *Node) Start(context.Context) error {
 	n.run("reverse connections", n.runReverse)
 	n.run("gossip", n.runRing)
 	n.run("renewal", n.runRenewal)
+	n.run("standing", n.runStanding)
+	if gone := n.gone.Load(); gone != nil {
+		n.log.Error("this host is of the fleet no more and runs nothing", "reason", gone.Message)
+	}
 	return nil
 }
 
@@ -342,7 +386,7 @@ func (n *Node) Err() error {
 func (n *Node) ID() fleet.NodeID { return n.info.Node }
 
 // Name is the host's name.
-func (n *Node) Name() string { return n.info.NodeName }
+func (n *Node) Name() string { return *n.nodeName.Load() }
 
 // Address is where others reach the host.
 func (n *Node) Address() string { return n.advertised() }
@@ -376,6 +420,9 @@ func (n *Node) admit(p transport.Proto, peer identity.Peer) error {
 	case fleet.RoleAgent:
 		if m != nil {
 			return m.admitAgent(p, peer, trust, n.cfg.Now())
+		}
+		if n.isRemoved(peer.Node) {
+			return fleet.Errorf(fleet.Denied, "%s was removed from the fleet", peer.Node)
 		}
 		if !trust.Issuer(peer.Issuer, n.cfg.Now()) {
 			return fleet.Errorf(fleet.Denied, "the certificate of %s was issued by a key that trust.json version %d does not name", peer.Node, trust.Version)
@@ -413,7 +460,7 @@ func (n *Node) setTrust(raw []byte) error {
 	close(n.retrust)
 	n.retrust = make(chan struct{})
 	n.log.Info("trust changed", "trust", next.Version, "voters", len(next.Voters), "k", next.K)
-	n.transport.Recheck()
+	n.recheck()
 	return nil
 }
 
@@ -422,6 +469,25 @@ func (n *Node) trustChanged() <-chan struct{} {
 	n.trustMu.Lock()
 	defer n.trustMu.Unlock()
 	return n.retrust
+}
+
+// recheck closes the connections of whoever does not count any more, and
+// forgets them in the ring.
+func (n *Node) recheck() {
+	n.transport.Recheck()
+	if ring := n.ringRef.Load(); ring != nil {
+		ring.Recheck()
+	}
+}
+
+// isRemoved reports whether a host is known here to be of the fleet no more. An
+// ordinary host has it from a voter, which may lie: nothing but gossip and the
+// connections of agents rests on it, and what trust.json names stands above it.
+func (n *Node) isRemoved(id fleet.NodeID) bool {
+	if m := n.member.Load(); m != nil {
+		return m.fsm.Store().Removal(id) != nil
+	}
+	return n.view.isRemoved(id) && !slices.Contains(n.voters(), id)
 }
 
 // listenLocal opens the local socket.

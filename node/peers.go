@@ -120,6 +120,7 @@ type view struct {
 
 	mu    sync.Mutex // guards all below
 	rows  map[fleet.NodeID]rpc.ViewRow
+	gone  map[fleet.NodeID]bool   // removed from the fleet, as a voter says
 	index map[fleet.NodeID]uint64 // by voter: how far its rows reach; a voter that lies spoils its own only
 	asOf  time.Time
 	lead  fleet.NodeID
@@ -127,23 +128,36 @@ type view struct {
 }
 
 func newView(now func() time.Time) *view {
-	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, index: map[fleet.NodeID]uint64{}, peers: map[fleet.NodeID]string{}}
+	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, gone: map[fleet.NodeID]bool{}, index: map[fleet.NodeID]uint64{}, peers: map[fleet.NodeID]string{}}
 }
 
-func (v *view) merge(voter fleet.NodeID, resp *rpc.HeartbeatResponse) {
+// merge takes a voter's answer and reports whether a host is newly gone. A
+// removal is for good: a row that a slower voter still has does not bring the
+// host back.
+func (v *view) merge(voter fleet.NodeID, resp *rpc.HeartbeatResponse) (removed bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if resp.ViewIndex < v.index[voter] {
-		return // an answer overtaken by a newer one
+		return false // an answer overtaken by a newer one
 	}
 	for _, row := range resp.View {
-		if row.Removed {
+		switch {
+		case row.Removed:
+			removed = removed || !v.gone[row.ID]
+			v.gone[row.ID] = true
 			delete(v.rows, row.ID)
-		} else {
+		case !v.gone[row.ID]:
 			v.rows[row.ID] = row
 		}
 	}
 	v.index[voter], v.asOf, v.lead = resp.ViewIndex, v.now(), resp.Leader
+	return removed
+}
+
+func (v *view) isRemoved(node fleet.NodeID) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.gone[node]
 }
 
 func (v *view) at(voter fleet.NodeID) uint64 {
@@ -162,6 +176,12 @@ func (v *view) address(node fleet.NodeID) string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.rows[node].Address
+}
+
+func (v *view) name(node fleet.NodeID) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.rows[node].Name
 }
 
 func (v *view) peer(node fleet.NodeID) string {

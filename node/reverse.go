@@ -79,6 +79,9 @@ func (n *Node) keepReverseTo(ctx context.Context, voter fleet.NodeID, to *opened
 		case <-ctx.Done():
 			timer.Stop()
 			return
+		case <-n.inFleet.Done(): // no voter takes it
+			timer.Stop()
+			return
 		case <-timer.C:
 		}
 		began := time.Now() // elapsed time, not the fleet's

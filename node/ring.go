@@ -53,7 +53,8 @@ func (i *inbound) get() (presence.Dial, <-chan struct{}) {
 // cannot be dialled could not answer the probes of the ring: it would be
 // suspected and come back for ever, and everybody would hear of it each time.
 // It misses nothing: what it must know comes with heartbeats.
-func (n *Node) runRing(ctx context.Context) error {
+func (n *Node) runRing(context.Context) error {
+	ctx := n.inFleet // it ends sooner for a host that is of the fleet no more
 	for ctx.Err() == nil {
 		dial, changed := n.inbound.get()
 		if dial == presence.Silent {
@@ -90,8 +91,13 @@ func (n *Node) inRing(ctx context.Context) error {
 		Fleet: n.info.Fleet, Cell: Cell, Self: n.info.Node, Keys: keys,
 		Record: func() []byte { return *n.record.Load() },
 		Verify: func(b []byte) (identity.NodeRecord, error) {
-			return identity.VerifyNodeRecord(b, n.trust.Load(), n.cfg.Now())
+			r, err := identity.VerifyNodeRecord(b, n.trust.Load(), n.cfg.Now())
+			if err == nil && n.isRemoved(r.Node) {
+				err = fleet.Errorf(fleet.Denied, "%s was removed from the fleet", r.Node)
+			}
+			return r, err
 		},
+		Shun:   n.isRemoved,
 		Packet: n.transport.Packet(), Listener: n.transport.Listener(transport.Gossip),
 		Dial: func(ctx context.Context, node fleet.NodeID, addr string) (net.Conn, error) {
 			return n.transport.DialPeer(ctx, transport.Gossip, fleet.RoleAgent, addr, fleet.RoleAgent, node)

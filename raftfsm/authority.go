@@ -23,6 +23,13 @@ const MaxNonces = 1 << 17
 // Rights are compared here and not in a table of operations that could change
 // with a release: voters of two releases must decide alike.
 func Authorize(v state.View, operation string, stamp int64, request, proof []byte) (*identity.SignedProof, *fleet.Operator, error) {
+	find := func(name fleet.OperatorName, _ fleet.KeyID) (*fleet.Operator, error) { return v.FindOperator(name) }
+	return authorize(v, find, operation, stamp, request, proof)
+}
+
+// authorize is Authorize with the way to find an operator's row.
+func authorize(v state.View, find func(fleet.OperatorName, fleet.KeyID) (*fleet.Operator, error), operation string, stamp int64,
+	request, proof []byte) (*identity.SignedProof, *fleet.Operator, error) {
 	refuse := func(format string, args ...any) (*identity.SignedProof, *fleet.Operator, error) {
 		return nil, nil, fleet.Errorf(fleet.Unauthenticated, format, args...)
 	}
@@ -39,7 +46,7 @@ func Authorize(v state.View, operation string, stamp int64, request, proof []byt
 	if p.Body != fleet.Sum(request) {
 		return refuse("the request is not the one that was signed")
 	}
-	op, err := v.FindOperator(p.Operator)
+	op, err := find(p.Operator, p.Key)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -41,7 +41,11 @@ type Answer struct {
 	//	CreateActivation               *fleet.Activation
 	//	DeleteActivation               fleet.ActivationID
 	//	Enrol, Address                 *fleet.Node
-	//	AddTags, RemoveTags            *fleet.Node
+	//	AddTags, RemoveTags            *fleet.Node; nil when a retry finds it removed
+	//	RemoveNode                     *fleet.Removal
+	//	RenameNode                     *fleet.Node; nil when a retry finds it removed
+	//	CreateOperator                 *fleet.Operator
+	//	DeleteOperator                 fleet.OperatorName
 	//	SendCommand, Mint, Expire      *fleet.Command
 	//	CancelCommand                  *fleet.Command
 	//	Results                        []fleet.Invocation, the rows as they now stand
@@ -172,6 +176,10 @@ var handlers = map[entry.Kind]handler{
 	entry.KindExpire:           on(expire),
 	entry.KindAddress:          on(address),
 	entry.KindCancelCommand:    signed(cancelCommand, answerCommand),
+	entry.KindRemoveNode:       signed(removeNode, answerRemoval),
+	entry.KindRenameNode:       signed(renameNode, answerNode),
+	entry.KindCreateOperator:   signed(createOperator, answerOperator),
+	entry.KindDeleteOperator:   signed(deleteOperator, answerOperatorName),
 	entry.KindPutTarget:        signed(putTarget, answerTarget),
 	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
 }

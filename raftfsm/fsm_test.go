@@ -282,6 +282,7 @@ func proofOf(tb testing.TB, b []byte) *identity.SignedProof {
 
 func TestRetriesOfEveryKind(t *testing.T) {
 	w := newWorld(t)
+	w.hosts(2)
 	tags := []entry.Tag{{Key: "role", Value: "web"}}
 	for _, body := range []entry.Body{
 		&entry.CreateActivation{Authority: w.authority("CreateActivation", uuid(1), activation(1, 1))},
@@ -289,6 +290,10 @@ func TestRetriesOfEveryKind(t *testing.T) {
 		&entry.RemoveTags{Authority: w.authority("RemoveTagsFromResource", "", entry.RemoveTagsFromResourceV1{ResourceType: "ManagedInstance", ResourceId: string(firstNode), TagKeys: []string{"role", "none"}})},
 		&entry.DeleteActivation{Authority: w.authority("DeleteActivation", "", entry.DeleteActivationV1{ActivationId: uuid(1)})},
 		w.send(1, nil), w.cancel(1, firstNode), w.cancel(1), w.target("web", nil), w.removeTarget("web"),
+		w.rename(1, "web7"),
+		w.remove(1),
+		w.appoint("bob", 2, "SendCommand"),
+		w.dismiss("bob"),
 	} {
 		first := w.must(body)
 		hash := w.fsm.Hash()
@@ -298,7 +303,7 @@ func TestRetriesOfEveryKind(t *testing.T) {
 		}
 	}
 	// The activation is gone; who made it still gets its ID.
-	if a := w.must(&entry.CreateActivation{Authority: w.replay(1)}).(*fleet.Activation); a.ID != fleet.ActivationID(uuid(1)) {
+	if a := w.must(&entry.CreateActivation{Authority: w.replay(3)}).(*fleet.Activation); a.ID != fleet.ActivationID(uuid(1)) {
 		t.Errorf("activation %+v", a)
 	}
 }
@@ -389,7 +394,7 @@ func randomLog(w *world, seed uint64, n int) {
 	pick := func(n int) int { return r.IntN(max(n, 1)) }
 	for range n {
 		w.now += int64(r.IntN(20)-3) * second
-		switch r.IntN(16) {
+		switch r.IntN(20) {
 		case 0:
 			activations++
 			w.apply(&entry.CreateActivation{Authority: w.authority("CreateActivation", uuid(activations),
@@ -454,6 +459,15 @@ func randomLog(w *world, seed uint64, n int) {
 				w.tb.Fatal(err)
 			}
 			w.apply(&entry.Address{Stamp: w.now, Request: change})
+		case 17:
+			w.apply(w.remove(pick(hosts + 1)))
+		case 16:
+			w.apply(w.rename(pick(hosts+1), fmt.Sprint("name", r.IntN(3))))
+		case 18:
+			may := [][]string{{"*"}, {"SendCommand"}, {"CreateOperator", "SendCommand"}}[r.IntN(3)]
+			w.apply(w.appoint(fmt.Sprint("op", r.IntN(5)), 10+r.IntN(60), may...))
+		case 19:
+			w.apply(w.dismiss(fmt.Sprint("op", r.IntN(5))))
 		}
 	}
 }

@@ -32,6 +32,9 @@ func enrol(s *step, e *entry.Enrol) (any, error) {
 		return n, nil
 	}
 	id := fleet.NodeIDOf(p.Key)
+	if err := s.refuseRemoved(id); err != nil {
+		return nil, err
+	}
 	if s.Node(id) != nil {
 		return nil, fleet.Errorf(fleet.Conflict, "node %s is enrolled with another key", id).
 			WithHint("remove this host's data directory and join again: it will make another key")
@@ -147,6 +150,9 @@ func removeTags(s *step, e *entry.RemoveTags, _ *fleet.Operator) (string, error)
 func (s *step) relabel(id string, change func(labels map[string]string) error) (string, error) {
 	n := s.Node(fleet.NodeID(id))
 	if n == nil {
+		if r := s.Removal(fleet.NodeID(id)); r != nil {
+			return "", fleet.CodeErrorf(fleet.NotFound, "InvalidResourceId", "%s", state.RemovedText(r))
+		}
 		return "", fleet.CodeErrorf(fleet.NotFound, "InvalidResourceId", "node %s is not enrolled in this fleet", id)
 	}
 	changed := *n

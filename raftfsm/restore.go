@@ -42,9 +42,10 @@ type restorer struct {
 	step    *step
 	applied uint64
 
-	hasApplied bool
-	genesis    *identity.GenesisPayload
-	objects    map[proofID]objectID // what each proof made, here and in old
+	hasApplied  bool
+	hasOperator bool // the first one was read
+	genesis     *identity.GenesisPayload
+	objects     map[proofID]objectID // what each proof made, here and in old
 }
 
 // tables says how the rows of each table come back, in the order in which they
@@ -58,9 +59,11 @@ var tables = []struct {
 	{tableTrust, loader((*restorer).loadTrust)},
 	{tableClock, loader((*restorer).loadClock)},
 	{tableOperators, loader((*restorer).loadOperator)},
+	{tableAppoint, loader((*restorer).loadAppointment)},
 	{tableRequests, loader((*restorer).loadRequest)},
 	{tableActivations, loader((*restorer).loadActivation)},
 	{tableNodes, loader((*restorer).loadNode)},
+	{tableRemovals, loader((*restorer).loadRemoval)},
 	{tableContents, loader((*restorer).loadContent)},
 	{tableCommands, loader((*restorer).loadCommand)},
 	{tableShards, loader((*restorer).loadShard)},
@@ -140,8 +143,11 @@ func (r *restorer) checkWhole() error {
 		return nil
 	}
 	s := r.step
-	if s.Trust() == nil || s.LastStamp() == 0 || s.Operator(r.genesis.Operator.Name) == nil {
+	if s.Trust() == nil || s.LastStamp() == 0 || !r.hasOperator {
 		return errors.New("trust, time or operator is missing")
+	}
+	if err := r.checkAppointments(); err != nil {
+		return err
 	}
 	for _, ev := range s.Requests() {
 		if ev.Kind != entry.KindCreateActivation {
@@ -155,8 +161,14 @@ func (r *restorer) checkWhole() error {
 		if a := s.Activation(fleet.ActivationID(ev.Object)); a != nil {
 			used = a.Used
 		}
-		if n := len(s.NodesByActivation(fleet.ActivationID(ev.Object))); uint64(n) > uint64(used) {
+		id := fleet.ActivationID(ev.Object)
+		if n := len(s.NodesByActivation(id)) + len(s.RemovalsByActivation(id)); uint64(n) > uint64(used) {
 			return fmt.Errorf("%d nodes enrolled with activation %s, which was used %d times", n, ev.Object, used)
+		}
+	}
+	for _, known := range r.old.Removals() {
+		if s.Removal(known.Node.ID) == nil {
+			return fmt.Errorf("%s, and it knows nothing of that", state.RemovedText(known))
 		}
 	}
 	for _, c := range s.Commands(0, "") {
@@ -245,18 +257,19 @@ func (r *restorer) loadClock(row *clockRow) error {
 	return nil
 }
 
-// loadOperator takes the first operator: no entry makes another one.
+// loadOperator takes the first operator; loadAppointment makes the others.
 func (r *restorer) loadOperator(row *fleet.Operator) error {
 	if r.genesis == nil {
 		return errNoGenesis
 	}
-	if r.step.Operator(row.Name) != nil {
+	if r.hasOperator {
 		return errTwice
 	}
 	if err := same("operator", string(row.Name), row, &r.genesis.Operator); err != nil {
 		return err
 	}
 	r.step.PutOperator(row)
+	r.hasOperator = true
 	return nil
 }
 
@@ -288,21 +301,34 @@ func (r *restorer) loadRequest(row *state.Request) error {
 		return errors.New("it was applied after the state's last entry")
 	}
 	switch row.Kind {
-	case entry.KindCreateActivation, entry.KindSendCommand, entry.KindPutTarget, entry.KindCancelCommand:
-		p, _, err := Authorize(r.step.View, row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
+	case entry.KindCreateActivation, entry.KindSendCommand, entry.KindRemoveNode, entry.KindRenameNode, entry.KindPutTarget, entry.KindCancelCommand:
+		p, _, err := authorize(r.step.View, r.operatorAt(row.Stamp), row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
 		if err != nil {
 			return err
 		}
-		proof, object := proofID{p.Key, p.Nonce}, objectID{row.Kind, row.Object}
-		if made, ok := r.objects[proof]; ok && made != object {
-			return fmt.Errorf("what was signed for %s %s is also said to have made %s %s", made.kind, made.id, object.kind, object.id)
+		if err := r.once(proofID{p.Key, p.Nonce}, objectID{row.Kind, row.Object}); err != nil {
+			return err
 		}
-		r.objects[proof] = object
+		if known := r.old.Request(row.Kind, row.Object); known == nil && row.Stamp < r.old.LastStamp() {
+			// Stamps never fall: what this replica has not seen by now was not
+			// decided then. Somebody who had rights once would else sign for
+			// that time.
+			return fmt.Errorf("%s %s is of %s, and this replica has not seen it", row.Kind, row.Object, formatTime(row.Stamp))
+		}
 	case entry.KindEnrol: // loadNode verifies it
 	default:
 		return fmt.Errorf("nothing is kept for entries of %s", row.Kind)
 	}
 	r.step.PutRequest(row)
+	return nil
+}
+
+// once holds that a proof made one object.
+func (r *restorer) once(proof proofID, object objectID) error {
+	if made, ok := r.objects[proof]; ok && made != object {
+		return fmt.Errorf("what was signed for %s %s is also said to have made %s %s", made.kind, made.id, object.kind, object.id)
+	}
+	r.objects[proof] = object
 	return nil
 }
 
@@ -355,6 +381,15 @@ func (r *restorer) loadNode(row *fleet.Node) error {
 	if r.step.Node(row.ID) != nil || r.step.NodeByKey(row.Key) != nil {
 		return errTwice
 	}
+	if err := r.checkNode(row); err != nil {
+		return err
+	}
+	r.step.PutNode(row)
+	return nil
+}
+
+// checkNode verifies the row of a host that is, or was, of the fleet.
+func (r *restorer) checkNode(row *fleet.Node) error {
 	want := &fleet.Node{}
 	if row.Activation == "" {
 		*want = r.genesis.Node
@@ -363,6 +398,11 @@ func (r *restorer) loadNode(row *fleet.Node) error {
 		if want, err = r.enrolled(row.ID); err != nil {
 			return err
 		}
+	}
+	if name, ok, err := r.renamed(row.ID); err != nil {
+		return err
+	} else if ok {
+		want.Name = name
 	}
 	want.Address, want.AddressEpoch, want.Labels, want.Index = row.Address, row.AddressEpoch, row.Labels, row.Index
 	if err := same("node", string(row.ID), row, want); err != nil {
@@ -376,7 +416,37 @@ func (r *restorer) loadNode(row *fleet.Node) error {
 			return err
 		}
 	}
-	r.step.PutNode(row)
+	return nil
+}
+
+// loadRemoval verifies that an operator asked for the removal. A host is let in
+// or gone, not both.
+func (r *restorer) loadRemoval(row *fleet.Removal) error {
+	if r.genesis == nil {
+		return errNoGenesis
+	}
+	id := row.Node.ID
+	if r.step.Node(id) != nil || r.step.Removal(id) != nil {
+		return errTwice
+	}
+	if err := r.checkNode(&row.Node); err != nil {
+		return err
+	}
+	if votes(r.step.Trust(), id) {
+		return fmt.Errorf("node %s is removed, and trust.json says that it votes", id)
+	}
+	ev, op, err := r.signedBy(entry.KindRemoveNode, string(id))
+	if err != nil {
+		return err
+	}
+	req, err := entry.ParseRemoveNode(ev.Request)
+	if err != nil {
+		return err
+	}
+	if req.InstanceId != string(id) || op != row.Operator || ev.Stamp != row.At {
+		return fmt.Errorf("the removal of node %s is not what was signed for it", id)
+	}
+	r.step.PutRemoval(row)
 	return nil
 }
 

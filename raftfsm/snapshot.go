@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"fleet/node/fleet"
+	"fleet/node/identity"
 	"fleet/node/wire"
 	"fleet/raftfsm/state"
 )
@@ -41,9 +42,11 @@ const (
 	tableTrust       = "trust"
 	tableClock       = "clock"
 	tableOperators   = "operators"
+	tableAppoint     = "appointments"
 	tableRequests    = "requests"
 	tableActivations = "activations"
 	tableNodes       = "nodes"
+	tableRemovals    = "removals"
 	tableContents    = "contents"
 	tableCommands    = "commands"
 	tableShards      = "shards"
@@ -90,10 +93,12 @@ func rows(v state.View, emit func(table string, row any) error) error {
 		return err
 	}
 	for _, content := range []func() error{
-		func() error { return emitAll(emit, tableOperators, v.Operators()) },
+		func() error { return emit(tableOperators, firstOperator(v)) },
+		func() error { return emitAll(emit, tableAppoint, v.Appointments()) },
 		func() error { return emitAll(emit, tableRequests, v.Requests()) },
 		func() error { return emitAll(emit, tableActivations, v.Activations()) },
 		func() error { return emitAll(emit, tableNodes, v.Nodes()) },
+		func() error { return emitAll(emit, tableRemovals, v.Removals()) },
 		func() error {
 			for _, b := range v.Contents() {
 				if err := emit(tableContents, &bytesRow{b}); err != nil {
@@ -112,6 +117,16 @@ func rows(v state.View, emit func(table string, row any) error) error {
 		}
 	}
 	return nil
+}
+
+// firstOperator is the one that genesis made, whether or not he still may: the
+// others follow from the appointments.
+func firstOperator(v state.View) *fleet.Operator {
+	p, _, err := identity.ParseGenesis(v.Fleet().Signed, v.Fleet().ID)
+	if err != nil {
+		panic(fmt.Sprintf("genesis in the state: %v", err)) // it was verified when it came
+	}
+	return &p.Operator
 }
 
 func emitAll[T any](emit func(string, any) error, table string, rows []*T) error {

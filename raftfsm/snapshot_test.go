@@ -25,7 +25,7 @@ import (
 func fullWorld(tb testing.TB) *world {
 	w := newWorld(tb)
 	w.must(&entry.Trust{Stamp: w.now, Trust: trustJSON(tb, rootKey, 2, 0, 3)})
-	w.createActivation(1, 3, entry.Tag{Key: "role", Value: "web"}, entry.Tag{Key: "site", Value: "lund"})
+	w.createActivation(1, 4, entry.Tag{Key: "role", Value: "web"}, entry.Tag{Key: "site", Value: "lund"})
 	w.createActivation(2, 1)
 	w.must(w.join(1, 1))
 	w.must(w.join(1, 2))
@@ -59,7 +59,25 @@ func fullWorld(tb testing.TB) *world {
 	w.now += 200 * second
 	w.must(&entry.Expire{Stamp: w.now, Command: w.command(1).ID, Attempt: 1})
 	w.must(w.cancel(2, w.command(2).Targets[0]))
+	w.must(w.join(1, 4))
+	w.must(w.rename(1, "web7"))
+	w.must(w.rename(4, "web8"))
+	w.must(w.rename(4, "web9"))
+	w.must(w.remove(4))
+	w.must(w.appoint("bob", 2, "SendCommand", "DeleteOperator"))
+	bob := w.signs("bob", key('O', 2), "SendCommand", uuid(3), bobsCommand())
+	w.must(&entry.SendCommand{Authority: bob, Document: []byte(document), Version: "1", ExecutionSeconds: 100})
+	w.must(w.appoint("eve", 3, "*"))
+	w.must(w.dismiss("bob"))
 	return w
+}
+
+// bobsCommand is a command on host 1.
+func bobsCommand() entry.SendCommandV1 {
+	return entry.SendCommandV1{
+		DocumentName: "AWS-RunShellScript", DocumentHash: fleet.Sum([]byte(document)).String(), DocumentHashType: "Sha256",
+		InstanceIds: []string{string(nodeID(1))}, TimeoutSeconds: 60, MaxConcurrency: "100%", MaxErrors: "100%",
+	}
 }
 
 // TestGolden holds a log and the snapshot of the state it makes. Both formats
@@ -340,10 +358,24 @@ func TestForgedSnapshots(t *testing.T) {
 	moved := *signed
 	moved.Object = uuid(50)
 	old := *w.command(1) // signed, and long over
+	own := w.signs("mallory", key('O', 1), "CreateOperator", "", newOperator("mallory", 1, "*"))
+	mallorys := &state.Appointment{Index: 2, Kind: entry.KindCreateOperator, Stamp: w.now, Request: own.Request, Proof: own.Proof}
+	gone := &fleet.Removal{Node: *w.fsm.Store().Node(nodeID(3)), At: w.now, Operator: "ada"}
 	for name, c := range map[string]struct {
 		change func(string, []byte) [][]byte
 		want   string
 	}{
+		"an appointment nobody signed":   {edit(t, tableAppoint, func(a *state.Appointment) bool { a.Request[len(a.Request)-3] ^= 1; return true }), "not the one that was signed"},
+		"an operator who made himself":   {add(tableAppoint, mallorys), "no operator"},
+		"appointments out of order":      {edit(t, tableAppoint, func(a *state.Appointment) bool { a.Index = 7; return true }), "came later"},
+		"another appointment":            {edit(t, tableAppoint, func(a *state.Appointment) bool { a.Kind = entry.KindAddTags; return true }), "makes no operator"},
+		"an appointment at another time": {edit(t, tableAppoint, func(a *state.Appointment) bool { a.Stamp += 3000 * second; return true }), "after the state's last entry"},
+		"a command of who was not there yet": {edit(t, tableRequests, func(r *state.Request) bool {
+			if r.Object == uuid(3) {
+				r.Stamp -= second
+			}
+			return true
+		}), "no operator"},
 		"another operator":        {add(tableOperators, &fleet.Operator{Name: "mallory", Keys: []fleet.PublicKey{mallory}, May: []string{"*"}}), "not what was signed"},
 		"another operator's key":  {edit(t, tableOperators, func(o *fleet.Operator) bool { o.Keys = append(o.Keys, mallory); return true }), "not what was signed"},
 		"no operator":             {edit(t, tableOperators, func(*fleet.Operator) bool { return false }), "no operator"},
@@ -386,7 +418,7 @@ func TestForgedSnapshots(t *testing.T) {
 		"a proof for another ID":    {add(tableRequests, &moved), "also said to have made"},
 		"a request nobody signed":   {add(tableRequests, &state.Request{Kind: entry.KindSendCommand, Object: uuid(50), Stamp: w.now, Request: send.Request, Proof: signed.Proof}), "not the one that was signed"},
 		"a request at another time": {edit(t, tableRequests, func(r *state.Request) bool { r.Stamp += 3000 * second; return true }), "after the state's last entry"},
-		"a request long ago":        {edit(t, tableRequests, func(r *state.Request) bool { r.Stamp -= 3000 * second; return true }), "more than 10m"},
+		"a request long ago":        {edit(t, tableRequests, func(r *state.Request) bool { r.Stamp -= 3000 * second; return true }), "no rights yet"},
 		"what is not kept":          {add(tableRequests, &state.Request{Kind: entry.KindAddTags, Object: "x", Stamp: w.now}), "nothing is kept"},
 		"a host nobody let in": {add(tableNodes, &fleet.Node{
 			ID: fleet.NodeIDOf(mallory), Key: mallory, Activation: fleet.ActivationID(uuid(1)), Address: "10.0.0.9:7790", Enrolled: w.now,
@@ -400,6 +432,19 @@ func TestForgedSnapshots(t *testing.T) {
 			}
 			return true
 		}), "not what was signed"},
+		"a host both in and gone": {add(tableRemovals, gone), "twice"},
+		"a removal that nobody signed": {func(table string, b []byte) [][]byte {
+			if table == tableNodes {
+				return edit(t, tableNodes, func(n *fleet.Node) bool { return n.ID != nodeID(3) })(table, b)
+			}
+			return add(tableRemovals, gone)(table, b)
+		}, "nobody signed"},
+		"another name":                {edit(t, tableNodes, func(n *fleet.Node) bool { n.Name = "web6"; return true }), "not what was signed"},
+		"a name that is no more":      {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Node.Name = "web8"; return true }), "not what was signed"},
+		"a removal by another":        {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Operator = "eve"; return true }), "not what was signed"},
+		"a removal at another time":   {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.At--; return true }), "not what was signed"},
+		"a removed host's key":        {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Node.Key = mallory; return true }), "not what was signed"},
+		"a removed host let in again": {add(tableNodes, &w.fsm.Store().Removal(nodeID(4)).Node), "twice"},
 		"a label that is none":        {edit(t, tableNodes, func(n *fleet.Node) bool { n.Labels = map[string]string{"aws:x": ""}; return true }), "label"},
 		"an address that is none":     {edit(t, tableNodes, func(n *fleet.Node) bool { n.Address = "x"; return true }), "address"},
 		"more hosts than were let in": {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 1; return true }), "which was used 1 times"},
@@ -408,7 +453,7 @@ func TestForgedSnapshots(t *testing.T) {
 			return true
 		}), "not what was signed"},
 		"an activation's key": {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Key = mallory; return true }), "not what was signed"},
-		"used too often":      {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 4; return true }), "was used 4 times of 3"},
+		"used too often":      {edit(t, tableActivations, func(a *fleet.Activation) bool { a.Used = 5; return true }), "was used 5 times of 4"},
 		"a target of more":    {edit(t, tableTargets, func(s *fleet.SavedTarget) bool { s.NodeSet = "@*"; return true }), "not what was signed"},
 		"a target's labels": {edit(t, tableTargets, func(s *fleet.SavedTarget) bool {
 			s.Selectors = nil
@@ -446,6 +491,29 @@ func TestSnapshotCannotTakeBack(t *testing.T) {
 	later.must(&entry.Trust{Stamp: later.now, Trust: trustJSON(t, rootKey, 3, 0, 1)})
 	if err := later.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "would replace version 3") {
 		t.Errorf("an older trust.json: %v", err)
+	}
+	gone := fullWorld(t)
+	gone.must(gone.remove(3))
+	if err := gone.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "knows nothing of that") {
+		t.Errorf("a removed host let in again: %v", err)
+	}
+	dismissed := fullWorld(t)
+	dismissed.must(dismissed.dismiss("eve"))
+	if err := dismissed.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "made or ended an operator") {
+		t.Errorf("an operator's rights come back: %v", err)
+	}
+	// What bob signs after his end, for a time before it: a fresh replica cannot
+	// know better, one that was there does.
+	late := fullWorld(t)
+	late.now += second
+	late.createActivation(9, 1)
+	back := late.signs("bob", key('O', 2), "SendCommand", uuid(4), bobsCommand())
+	ended := late.fsm.Store().FormerOperators()[0].Ended
+	forged := rewrite(t, snapshotOf(t, late.fsm), add(tableRequests, &state.Request{
+		Kind: entry.KindSendCommand, Object: uuid(4), Stamp: ended, Request: back.Request, Proof: back.Proof,
+	}))
+	if err := late.fsm.Restore(io.NopCloser(bytes.NewReader(forged))); !strings.Contains(fmt.Sprint(err), "has not seen it") {
+		t.Errorf("a command of one who may no more, for the time when he did: %v", err)
 	}
 	older := fullWorld(t)
 	later.now += second

@@ -56,6 +56,12 @@ func trust(s *step, e *entry.Trust) (any, error) {
 	if t.Epoch < current.Epoch {
 		return nil, fleet.Errorf(fleet.Conflict, "trust.json of epoch %d cannot follow epoch %d", t.Epoch, current.Epoch)
 	}
+	for _, v := range t.Voters {
+		if r := s.Removal(v.Node); r != nil {
+			return nil, fleet.Errorf(fleet.Conflict, "trust.json of version %d names a voter that is gone: %s", t.Version, state.RemovedText(r)).
+				WithHint("sign one without it: fleet quorum add with other hosts")
+		}
+	}
 	s.PutTrust(t)
 	return t, nil
 }

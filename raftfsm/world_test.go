@@ -259,6 +259,46 @@ func (w *world) hosts(n int) {
 	}
 }
 
+// remove is a request to remove host n.
+func (w *world) remove(n int) *entry.RemoveNode {
+	w.tb.Helper()
+	return &entry.RemoveNode{Authority: w.authority("DeregisterManagedInstance", "",
+		entry.DeregisterManagedInstanceV1{InstanceId: string(nodeID(n))})}
+}
+
+// signs makes an operator sign, with his key, what ada would.
+func (w *world) signs(name fleet.OperatorName, by identity.PrivateKey, operation, id string, request any) entry.Authority {
+	w.tb.Helper()
+	b := encodeJSON(w.tb, request)
+	p := w.proof(operation, b)
+	p.Operator, p.Key = name, by.Public().ID()
+	return entry.Authority{Stamp: w.now, ID: id, Request: b, Proof: identity.SignProof(by, p)}
+}
+
+// newOperator is a request for an operator with the key O n.
+func newOperator(name string, n int, may ...string) entry.CreateOperatorV1 {
+	public := key('O', n).Public()
+	return entry.CreateOperatorV1{Name: name, PublicKey: base64.StdEncoding.EncodeToString(public[:]), May: may}
+}
+
+// appoint is the first operator's request for another, dismiss his for the end
+// of one.
+func (w *world) appoint(name string, n int, may ...string) *entry.CreateOperator {
+	w.tb.Helper()
+	return &entry.CreateOperator{Authority: w.authority("CreateOperator", "", newOperator(name, n, may...))}
+}
+
+func (w *world) dismiss(name string) *entry.DeleteOperator {
+	w.tb.Helper()
+	return &entry.DeleteOperator{Authority: w.authority("DeleteOperator", "", entry.DeleteOperatorV1{Name: name})}
+}
+
+// rename is a request to rename host n.
+func (w *world) rename(n int, name string) *entry.RenameNode {
+	w.tb.Helper()
+	return &entry.RenameNode{Authority: w.authority("RenameNode", "", entry.RenameNodeV1{InstanceId: string(nodeID(n)), Name: name})}
+}
+
 func nodeID(n int) fleet.NodeID { return fleet.NodeIDOf(key('A', n).Public()) }
 
 // send is a request to run the document on all nodes; edit changes it.

@@ -109,6 +109,9 @@ type Config struct {
 type Server struct {
 	cfg Config
 	mux *http.ServeMux
+
+	mu   sync.Mutex // guards open
+	open map[*provedConn]struct{}
 }
 
 // NewServer makes a server; Serve starts it.
@@ -122,7 +125,7 @@ func NewServer(cfg Config) *Server {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 5 * time.Second
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux()}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), open: map[*provedConn]struct{}{}}
 	for _, r := range routes {
 		op, _ := authz.Lookup(r.name) // a test holds that every route is in the table
 		s.mux.Handle("POST "+pathOf(r.name), s.wrap(op, r))
@@ -157,6 +160,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.cfg.Logger.Error("api stopped", "err", err)
 		}
 	})
+	parts.Go(func() { s.endConnections(ctx) })
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	err := s.accept(ctx, l, proved, &parts)
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -201,7 +205,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener, proved *gate, parts
 				release()
 				return
 			}
-			pc := &provedConn{Conn: conn, caller: c, release: release}
+			pc := &provedConn{Conn: conn, caller: c}
+			pc.release = func() { s.untrack(pc); release() }
+			s.track(pc)
 			if !proved.offer(ctx, pc) {
 				_ = pc.Close()
 			}

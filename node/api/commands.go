@@ -102,13 +102,14 @@ func findCommand(store *state.Store, text string) (*fleet.Command, error) {
 	return cmd, nil
 }
 
-// parseInstance parses the ID of an enrolled node.
+// parseInstance parses the ID of a node that is, or was, of the fleet: what ran
+// on a host can be read when it is gone.
 func parseInstance(store *state.Store, text string) (fleet.NodeID, error) {
 	id, err := fleet.ParseNodeID(text)
 	if err != nil {
 		return "", fleet.CodeErrorf(fleet.Invalid, ssm.InvalidInstanceId, "%v", err)
 	}
-	if store.Node(id) == nil {
+	if store.Node(id) == nil && store.Removal(id) == nil {
 		return "", fleet.CodeErrorf(fleet.NotFound, ssm.InvalidInstanceId, "there is no node %s", id).
 			WithHint("see which there are: fleet node ls")
 	}
@@ -295,9 +296,7 @@ func invocationView(store *state.Store, r row) ssm.CommandInvocation {
 		Status: r.inv.State.Status(), StatusDetails: r.inv.State.Details(), TraceOutput: r.inv.Reason,
 		CommandPlugins: []ssm.CommandPlugin{},
 	}
-	if n := store.Node(r.node()); n != nil {
-		v.InstanceName = n.Name
-	}
+	v.InstanceName = nameOf(store, r.node())
 	return v
 }
 

@@ -121,7 +121,14 @@ func describeNodes(ctx context.Context, c *call, store *state.Store,
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := namedNodes(store, req.Nodes)
+	if req.Removed && len(req.PingStatus) > 0 {
+		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "Removed and PingStatus exclude each other")
+	}
+	all := registry{node: store.Node, named: store.NodesByName, list: store.Nodes}
+	if req.Removed {
+		all, req.Brief = removedNodes(store), true // nothing is said about them any more
+	}
+	nodes, err := namedNodes(all, req.Nodes)
 	if err != nil {
 		return nil, err
 	}
@@ -150,17 +157,68 @@ func describeNodes(ctx context.Context, c *call, store *state.Store,
 		if req.Brief {
 			v.Role, v.PingStatus, v.Reach, v.ReachVia = "", "", "", ""
 		}
+		if req.Removed {
+			v.Removed = removedView(store.Removal(n.ID))
+		}
 		result.Nodes = append(result.Nodes, v)
 	}
 	return result, nil
 }
 
+// registry is a list of nodes in which names are looked up.
+type registry struct {
+	node  func(fleet.NodeID) *fleet.Node
+	named func(string) []*fleet.Node
+	list  func() []*fleet.Node
+}
+
+// removedNodes is the rows of the hosts that are of the fleet no more, as they
+// were last.
+func removedNodes(store *state.Store) registry {
+	var rows []*fleet.Node
+	for _, r := range store.Removals() {
+		rows = append(rows, &r.Node)
+	}
+	return registry{
+		node: func(id fleet.NodeID) *fleet.Node {
+			if r := store.Removal(id); r != nil {
+				return &r.Node
+			}
+			return nil
+		},
+		named: func(name string) (found []*fleet.Node) {
+			for _, n := range rows {
+				if n.Name == name {
+					found = append(found, n)
+				}
+			}
+			return found
+		},
+		list: func() []*fleet.Node { return rows },
+	}
+}
+
+func removedView(r *fleet.Removal) *fleet.RemovedView {
+	return &fleet.RemovedView{At: fleet.InstantOf(r.At), Operator: r.Operator}
+}
+
+// nameOf is the name of a host that is, or was, of the fleet.
+func nameOf(store *state.Store, id fleet.NodeID) string {
+	if n := store.Node(id); n != nil {
+		return n.Name
+	}
+	if r := store.Removal(id); r != nil {
+		return r.Node.Name
+	}
+	return ""
+}
+
 // noNode says that there is no node of that name, and which was perhaps meant.
-func noNode(store *state.Store, name string) error {
+func noNode(in registry, name string) error {
 	const hint = "see which there are: fleet node ls"
 	e := fleet.CodeErrorf(fleet.NotFound, ssm.InvalidInstanceId, "there is no node %.80q", name)
 	var known []string
-	for _, n := range store.Nodes() {
+	for _, n := range in.list() {
 		known = append(known, n.Name)
 	}
 	if near := nodeset.Nearest(known, name); near != "" {
@@ -171,9 +229,9 @@ func noNode(store *state.Store, name string) error {
 
 // namedNodes finds nodes by ID or name, in order of their IDs; all nodes when
 // none is named. A name finds all hosts that have it.
-func namedNodes(store *state.Store, names []string) ([]*fleet.Node, error) {
+func namedNodes(in registry, names []string) ([]*fleet.Node, error) {
 	if len(names) == 0 {
-		return store.Nodes(), nil
+		return in.list(), nil
 	}
 	if len(names) > maxNodeFilter {
 		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "%d names are over the limit of %d",
@@ -183,14 +241,14 @@ func namedNodes(store *state.Store, names []string) ([]*fleet.Node, error) {
 	for _, name := range names {
 		var matches []*fleet.Node
 		if id, err := fleet.ParseNodeID(name); err == nil {
-			if n := store.Node(id); n != nil {
+			if n := in.node(id); n != nil {
 				matches = append(matches, n)
 			}
 		} else {
-			matches = store.NodesByName(name)
+			matches = in.named(name)
 		}
 		if len(matches) == 0 {
-			return nil, noNode(store, name)
+			return nil, noNode(in, name)
 		}
 		for _, n := range matches {
 			found[n.ID] = n

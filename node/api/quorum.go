@@ -130,7 +130,17 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 			Remedy:  "bring the other voters back",
 		})
 	}
-	known := map[string]bool{} // what the host that answers has said itself
+	for _, n := range store.Nodes() {
+		if clones := s.seen[n.ID].Clones; clones != nil {
+			all = append(all, fleet.Warning{
+				Code: fleet.WarnCloned,
+				Message: fmt.Sprintf("several hosts say that they are %s (%s): they are heard from %s; nothing is delivered to them",
+					n.Name, n.ID, strings.Join(clones, " and ")),
+				Remedy: fleet.ClonedRemedy,
+			})
+		}
+	}
+	known := map[string]bool{fleet.WarnCloned: true} // what the host that answers has said itself
 	for _, w := range r.Warnings {
 		known[w.Code] = true
 	}

@@ -164,9 +164,7 @@ func (w *watcher) event(store *state.Store, r row) *fleet.InvocationEvent {
 		ResponseCode: int(r.inv.Code), Reason: r.inv.Reason, Final: r.inv.State.Final(),
 		Started: fleet.InstantOf(r.inv.Started), Ended: fleet.InstantOf(r.inv.Ended),
 	}
-	if n := store.Node(r.node()); n != nil {
-		e.Name = n.Name
-	}
+	e.Name = nameOf(store, r.node())
 	return e
 }
 

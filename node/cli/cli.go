@@ -137,6 +137,7 @@ func (e *env) commands() []*cli.Command {
 		e.manCommand(),
 
 		e.nodeCommand(),
+		e.operatorCommand(),
 		e.activationCommand(),
 		e.quorumCommand(),
 		e.commandCommand(), e.targetCommand(),

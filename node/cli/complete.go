@@ -287,6 +287,8 @@ func (e *completer) valuesOf(kind, typed string) completion {
 		return completion{values: e.dynamic(dynamicNodes, head, typed[len(head):])}
 	case "KEY", "KEY=VALUE":
 		return e.labelValues(typed)
+	case "OPERATION":
+		return choices(grantable()...)
 	case "COMMAND":
 		return completion{values: e.dynamic(dynamicCommands, "", typed)}
 	case "ACTIVATION":
@@ -299,7 +301,7 @@ func (e *completer) valuesOf(kind, typed string) completion {
 
 // notCompleted are the words for values that nobody but who types them knows.
 var notCompleted = []string{
-	"VALUE", "NAME", "TEXT", "DURATION", "N", "ID", "USER", "PATTERN", "WHEN", "NAME=VALUE", "ADDRESS", "IP:PORT", "ADDRESS:PORT", "SIZE",
+	"VALUE", "NAME", "PUBLICKEY", "TEXT", "DURATION", "N", "ID", "USER", "PATTERN", "WHEN", "NAME=VALUE", "ADDRESS", "IP:PORT", "ADDRESS:PORT", "SIZE",
 }
 
 // labelValues are the keys of labels and, behind a key, its values.

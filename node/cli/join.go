@@ -16,24 +16,34 @@ import (
 
 func (e *env) joinCommand() *cli.Command {
 	return leaf(&cli.Command{
-		Name: "join", Category: categoryHost, Usage: "make this host part of a fleet",
+		Name: "join", Category: categoryHost, ArgsUsage: "[ADDRESS...]", Usage: "make this host part of a fleet",
 		Description: `The token comes from --token-file, from FLEET_TOKEN, or is asked for: an
 argument would be seen by every user of this host. When the host is enrolled,
 the service is installed and started, and join returns when the agent is ready.
 
-Example:
+--rejoin gives a host that was off until its certificate ended a new one, for the
+key, ID and name that it has; it needs no token, and asks the quorum hosts that
+it knew, or those that are named. A running agent does the same by itself.
+
+Examples:
   fleet join --token-file t
+  fleet join --rejoin
+  fleet join --rejoin 10.0.0.5:7790
 
 Exit codes: 0 done, 1 it failed, 3 no quorum, 4 not allowed, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.StringFlag{Name: "token-file",
 				Usage: "`FILE` with the token that \"fleet activation create\" made; - is the standard input"},
+			&cli.BoolFlag{Name: "rejoin", Usage: "renew the certificate of this host, which enrolled before; arguments are addresses (IP:PORT) of quorum hosts"},
 			&cli.StringFlag{Name: "node-name", Usage: "`NAME` of this host (default: the activation's, else the system's host name)"},
 		}, enrolFlags(), hostFlags()),
 	}, 0, -1, e.join)
 }
 
 func (e *env) join(c *cli.Context) error {
+	if c.Bool("rejoin") {
+		return e.rejoin(c)
+	}
 	if c.Args().Present() {
 		// Whatever it is, it is not repeated: it may be a token.
 		return usagef("fleet join takes no argument; a token does not belong on the command line, " +

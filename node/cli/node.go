@@ -32,6 +32,7 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), labelFlag(), []cli.Flag{
 					&cli.StringFlag{Name: "status",
 						Usage: "only hosts that are `STATUS`: Online, ConnectionLost, Unknown; several with commas"},
+					&cli.BoolFlag{Name: "removed", Usage: "the hosts that were removed from the fleet, or left it"},
 				}, staleFlag(), socketFlag(), clientFlags(), timeoutFlag()),
 			}, 0, -1, e.nodeLs),
 			leaf(&cli.Command{
@@ -54,6 +55,18 @@ Examples:
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), clientFlags(), timeoutFlag()),
 			}, 2, -1, e.nodeLabel),
+			leaf(&cli.Command{
+				Name: "rename", ArgsUsage: "NODE NAME", Usage: "give a host another name",
+				Description: `Names are for people and need not be unique; a host is its ID. The system's own
+host name is not changed.
+
+Example:
+  fleet node rename mi-0123456789abcdef0 web1
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(outputFlag(), clientFlags(), timeoutFlag()),
+			}, 2, 2, e.nodeRename),
+			e.nodeRmCommand(),
 		},
 	}
 }
@@ -86,14 +99,17 @@ func (e *env) nodeLs(c *cli.Context) error {
 		return err
 	}
 	req := fleet.DescribeNodesRequest{Nodes: c.Args().Slice(), Labels: labels,
-		PingStatus: splitCommas([]string{c.String("status")})}
+		PingStatus: splitCommas([]string{c.String("status")}), Removed: c.Bool("removed")}
+	if req.Removed && len(req.PingStatus) > 0 {
+		return usagef("--removed and --status exclude each other")
+	}
 	for _, s := range req.PingStatus {
 		if s != fleet.PingOnline && s != fleet.PingConnectionLost && s != fleet.PingUnknown {
 			return unknownValue("--status", s, fleet.PingOnline, fleet.PingConnectionLost, fleet.PingUnknown)
 		}
 	}
 	api, err := e.connect(c)
-	if isNoCredential(err) && len(req.Nodes) == 0 && len(labels) == 0 && len(req.PingStatus) == 0 {
+	if isNoCredential(err) && len(req.Nodes) == 0 && len(labels) == 0 && len(req.PingStatus) == 0 && !req.Removed {
 		return e.localNodes(c, err)
 	}
 	if err != nil {
@@ -106,7 +122,13 @@ func (e *env) nodeLs(c *cli.Context) error {
 	}
 	return e.print(c, result{
 		value: fleet.DescribeNodesResult{Nodes: nodes}, names: nodeNames(nodes),
-		table: func(w io.Writer) { e.nodeTable(w, nodes) },
+		table: func(w io.Writer) {
+			if req.Removed {
+				e.removedTable(w, nodes)
+			} else {
+				e.nodeTable(w, nodes)
+			}
+		},
 	})
 }
 
@@ -237,7 +259,7 @@ func (e *env) nodeShow(c *cli.Context) error {
 	defer api.Close()
 	n, err := oneNode(c, api, c.Args().First(), false)
 	if err != nil {
-		return err
+		return e.showRemoved(c, api, c.Args().First(), err)
 	}
 	return e.print(c, result{value: n, names: []string{string(n.InstanceId)}, table: func(w io.Writer) {
 		properties(w, "name", n.Name, "ID", string(n.InstanceId), "role", roleText(n.Role, n.Leader), "status", n.PingStatus,
@@ -305,6 +327,34 @@ func (e *env) nodeLabel(c *cli.Context) error {
 	}
 	return e.print(c, result{value: tags, names: []string{string(n.InstanceId)}, table: func(w io.Writer) {
 		fmt.Fprintf(w, "%s  %s\n", escapeCell(n.Name), firstOf(escapeCell(labelText(labels)), "no labels"))
+	}})
+}
+
+func (e *env) nodeRename(c *cli.Context) error {
+	name := c.Args().Get(1)
+	if err := fleet.CheckNodeName(name); err != nil {
+		return usagef("%s", err)
+	}
+	if _, err := fleet.ParseNodeID(name); err == nil {
+		return usagef("the name %s has the form of a node ID", name)
+	}
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	n, err := oneNode(c, api, c.Args().First(), true)
+	if err != nil {
+		return err
+	}
+	err = api.Call(c.Context, "RenameNode", fleet.RenameNodeRequest{InstanceId: string(n.InstanceId), Name: name}, nil)
+	if err != nil {
+		return err
+	}
+	was := n.Name
+	n.Name = name
+	return e.print(c, result{value: n, names: []string{string(n.InstanceId)}, table: func(w io.Writer) {
+		fmt.Fprintf(w, "%s  %s  was %s\n", n.InstanceId, escapeCell(name), escapeCell(was))
 	}})
 }
 

@@ -22,8 +22,13 @@ var mutations = map[string]func(c *Control, ctx context.Context, body, proof []b
 	"RemoveTagsFromResource": (*Control).removeTags,
 	"SendCommand":            (*Control).sendCommand,
 	"CancelCommand":          (*Control).cancelCommand,
-	"PutTarget":              (*Control).putTarget,
-	"DeleteTarget":           (*Control).deleteTarget,
+
+	"DeregisterManagedInstance": (*Control).removeNode,
+	"RenameNode":                (*Control).renameNode,
+	"CreateOperator":            (*Control).createOperator,
+	"DeleteOperator":            (*Control).deleteOperator,
+	"PutTarget":                 (*Control).putTarget,
+	"DeleteTarget":              (*Control).deleteTarget,
 }
 
 // authority stamps a request: all that is not determined by it is decided

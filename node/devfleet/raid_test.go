@@ -752,6 +752,11 @@ func forwards() []attack {
 	forged("signed with the stolen key", "SendCommand", ownKey)
 	forged("signed with the stolen key in the operator's name", "SendCommand", operators)
 	forged("voters, signed with the stolen key", "AddVoters", ownKey)
+	forged("an operator, signed with the stolen key", "CreateOperator", ownKey)
+	forged("an operator, signed with the stolen key in the operator's name", "CreateOperator", operators)
+	forged("a dismissal, signed with the stolen key in the operator's name", "DeleteOperator", operators)
+	forged("a removal, signed with the stolen key", "DeregisterManagedInstance", ownKey)
+	forged("a removal, signed with the stolen key in the operator's name", "DeregisterManagedInstance", operators)
 	forged("no operation for operators", "DescribeNodes", ownKey)
 	add("without a proof", func(r *raid) (*rpc.ForwardRequest, error) {
 		return &rpc.ForwardRequest{Operation: "SendCommand", Body: r.order.body, Operator: r.cred.Operator}, nil

@@ -62,6 +62,9 @@ type Config struct {
 	// SignCancel signs that a command is cancelled at indexes, or everywhere.
 	SignCancel func(c *fleet.Command, indexes []uint32) ([]byte, error)
 	Cancel     func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error)
+	// Hold reports that nothing is to be delivered to a node now; nil holds
+	// nobody. The rows stay open.
+	Hold func(node fleet.NodeID) bool
 
 	// Keep stores a detail blob on this host.
 	Keep func(blob []byte) error

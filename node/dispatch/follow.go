@@ -112,6 +112,10 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		}
 		switch {
 		case h.busy, !cancelling && late:
+		case !cancelling && f.d.cfg.Hold != nil && f.d.cfg.Hold(c.Targets[inv.Index]):
+			if look := now.Add(lastRetry); again.IsZero() || look.Before(again) {
+				again = look
+			}
 		case !now.Before(h.next) && cancelling:
 			cancels = append(cancels, inv.Index)
 		case !now.Before(h.next):

@@ -35,6 +35,7 @@ const Format = "1"
 //	peers.json      hosts of the quorum and their last known addresses
 //	journal  blob/  what ran here and what it printed
 //	quorum/         Raft's stores, on candidates and voters
+//	gone.json       that the host is of the fleet no more, and why
 //
 // The keys stay on the host: no private key travels. Methods are safe for
 // concurrent use; files are replaced by rename, never written in place.
@@ -75,6 +76,14 @@ type peersFile struct {
 // ErrNotEnrolled is returned by OpenDir for a directory without a fleet in it.
 var ErrNotEnrolled = errors.New("this host is not enrolled")
 
+// ErrGone is in the chain of what OpenDir says of a directory whose host left
+// its fleet. The error around it has the words.
+var ErrGone error = errGone{}
+
+type errGone struct{}
+
+func (errGone) Error() string { return "" }
+
 // OpenDir opens the data directory of an enrolled host and checks its layout.
 func OpenDir(path string) (*Dir, *Fleet, error) {
 	d := &Dir{path: path}
@@ -104,16 +113,30 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 	if _, err := fleet.ParseNodeID(string(f.Node)); err != nil {
 		return nil, nil, fleet.Errorf(fleet.Corrupt, "%s is damaged: %w", d.File("fleet.json"), err)
 	}
+	if gone, err := d.Gone(); err != nil {
+		return nil, nil, err
+	} else if gone != nil && gone.How == GoneLeft {
+		e := fleet.Errorf(fleet.NotFound, "%s", gone.Message)
+		e.Err = ErrGone
+		return nil, nil, e.WithHint(`"fleet join" makes this host a new node of a fleet`)
+	}
 	return d, &f, nil
 }
 
 // refuseEnrolled is an error unless the directory is absent or empty of a fleet.
+// One whose host is of its fleet no more counts as empty.
 func refuseEnrolled(path string) error {
 	d, f, err := OpenDir(path)
 	if errors.Is(err, ErrNotEnrolled) {
 		return nil
 	}
+	if errors.Is(err, ErrGone) {
+		return nil
+	}
 	if err != nil {
+		return err
+	}
+	if gone, err := d.Gone(); err != nil || gone != nil {
 		return err
 	}
 	return fleet.Errorf(fleet.Conflict, "%s already holds host %s of fleet %s (%s)", d.path, f.Node, f.Name, f.Fleet).
@@ -123,6 +146,9 @@ func refuseEnrolled(path string) error {
 // createDir makes a data directory, which must be absent or empty of a fleet.
 func createDir(path string) (*Dir, error) {
 	if err := refuseEnrolled(path); err != nil {
+		return nil, err
+	}
+	if err := (&Dir{path: path}).forgetGone(); err != nil {
 		return nil, err
 	}
 	// Others may pass through the directory, to the working directory of a
@@ -146,6 +172,13 @@ func (d *Dir) finish(f *Fleet) error {
 		return err
 	}
 	return d.write("FORMAT", []byte(Format+"\n"), 0o600)
+}
+
+// SaveName writes down that the host has another name.
+func (d *Dir) SaveName(f *Fleet, name string) error {
+	next := *f
+	next.NodeName = name
+	return d.writeJSON("fleet.json", &next, 0o600)
 }
 
 // Path is the directory itself.

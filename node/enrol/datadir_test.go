@@ -100,7 +100,10 @@ func TestDirRoundTrip(t *testing.T) {
 
 func TestGoldenFiles(t *testing.T) {
 	d := enrolled(t)
-	for _, name := range []string{"FORMAT", "fleet.json", "peers.json", "gossip.keys", "trust.json"} {
+	if err := d.SaveGone(Gone{How: GoneRemoved, Message: "node web1 was removed", At: 1772366400}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"FORMAT", "fleet.json", "peers.json", "gossip.keys", "trust.json", GoneFile} {
 		golden(t, name, must[[]byte](t)(os.ReadFile(d.File(name))))
 	}
 	if entries := must[[]os.DirEntry](t)(os.ReadDir(d.Path())); slices.ContainsFunc(entries, func(e os.DirEntry) bool {

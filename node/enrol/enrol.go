@@ -32,6 +32,9 @@ type hello struct {
 	// CallBack is the TCP port at which the host is asked to try the joiner's
 	// address; 0 asks for nothing. See Probe.
 	CallBack uint16 `msgpack:"b,omitempty"`
+	// Rejoin is a rejoin request, in place of a join request, of a host that
+	// has enrolled before.
+	Rejoin []byte `msgpack:"j,omitempty"`
 }
 
 // answer is the fleet's only message.

@@ -148,7 +148,7 @@ func FuzzAnswer(f *testing.F) {
 		if err := readMessage(bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)), maxAnswer, &a); err != nil {
 			return
 		}
-		j := &joiner{o: JoinOptions{Token: identity.JoinToken{Root: fleet.Sum(root[:])}, Now: func() time.Time { return testStart }}, key: testKey('A', 1)}
+		j := &joiner{root: fleet.Sum(root[:]), now: func() time.Time { return testStart }, key: testKey('A', 1)}
 		if r, err := j.keep(dir, &a, time.Unix(0, a.Time).Sub(testStart)); err == nil {
 			t.Errorf("enrolled: %+v", r)
 		}

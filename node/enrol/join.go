@@ -69,29 +69,41 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &joiner{o: o, key: key}
-	a, offset, err := j.ask(ctx)
+	j := &joiner{dial: o.Dial, now: o.Now, root: o.Token.Root, key: key, hello: func(peer identity.Peer) (hello, error) {
+		request, err := identity.NewJoinRequest(identity.JoinPayload{
+			Fleet: peer.Fleet, Activation: o.Token.Activation, Key: key.Public(),
+			Name: o.NodeName, Address: o.Advertise, Epoch: uint32(o.Now().Unix()),
+		}, key, o.Token.Code)
+		return hello{Request: request}, err
+	}}
+	if len(o.Token.Addresses) == 0 {
+		return nil, fleet.Errorf(fleet.Invalid, "the token names no address").WithHint("make a new one: fleet activation create --address IP:PORT")
+	}
+	a, offset, err := j.ask(ctx, o.Token.Addresses)
 	if err != nil {
 		return nil, err
 	}
 	return j.keep(dir, a, offset)
 }
 
+// joiner asks the hosts of a quorum for what only they can give.
 type joiner struct {
-	o   JoinOptions
-	key identity.PrivateKey
+	dial  transport.DialFunc // nil: the system's
+	now   func() time.Time
+	root  fleet.Digest // of the fleet's root key
+	key   identity.PrivateKey
+	hello func(peer identity.Peer) (hello, error) // the question to a host of the quorum
 	// decided is set once a quorum host has answered the request with an error:
 	// other addresses would say the same.
 	decided bool
+
+	answered identity.Peer // the host of the quorum that was asked last
 }
 
-// ask goes through the token's addresses and those it is sent to, in random
+// ask goes through the addresses and those it is sent to, in random
 // order, until a host of the quorum has answered.
-func (j *joiner) ask(ctx context.Context) (*answer, time.Duration, error) {
-	addrs := append([]string(nil), j.o.Token.Addresses...)
-	if len(addrs) == 0 {
-		return nil, 0, fleet.Errorf(fleet.Invalid, "the token names no address").WithHint("make a new one: fleet activation create --address IP:PORT")
-	}
+func (j *joiner) ask(ctx context.Context, addresses []string) (*answer, time.Duration, error) {
+	addrs := append([]string(nil), addresses...)
 	tried := map[string]bool{}
 	var failures []error
 	for range maxRounds {
@@ -151,7 +163,7 @@ func noAnswer(failures []error) error {
 func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset time.Duration, redirect []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	conn, err := transport.DialJoin(ctx, j.o.Dial, addr, j.o.Token.Root, j.o.Now)
+	conn, err := transport.DialJoin(ctx, j.dial, addr, j.root, j.now)
 	if err != nil {
 		return nil, 0, nil, err
 	}
@@ -160,16 +172,15 @@ func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset tim
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, 0, nil, err
 	}
-	msg := hello{Version: 1}
+	var msg hello
 	if conn.Peer.Role == fleet.RoleQuorum {
-		if msg.Request, err = identity.NewJoinRequest(identity.JoinPayload{
-			Fleet: conn.Peer.Fleet, Activation: j.o.Token.Activation, Key: j.key.Public(),
-			Name: j.o.NodeName, Address: j.o.Advertise, Epoch: uint32(j.o.Now().Unix()),
-		}, j.key, j.o.Token.Code); err != nil {
+		j.answered = conn.Peer
+		if msg, err = j.hello(conn.Peer); err != nil {
 			return nil, 0, nil, err
 		}
 	}
-	sent := j.o.Now()
+	msg.Version = 1
+	sent := j.now()
 	if err := writeMessage(conn, &msg); err != nil {
 		return nil, 0, nil, fmt.Errorf("send join request: %w", err)
 	}
@@ -184,7 +195,7 @@ func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset tim
 		// Only the quorum decides, and of its hosts another one may know better.
 		switch kind := fleet.Kind(a.Kind); {
 		case conn.Peer.Role != fleet.RoleQuorum:
-		case a.Code == codeActivation:
+		case a.Code == codeActivation, a.Code == fleet.CodeNodeRemoved:
 			j.decided = true
 		case kind == fleet.NoQuorum, kind == fleet.NotLeader, kind == fleet.Unavailable, kind == fleet.Unknown, kind == fleet.Throttled:
 		default:
@@ -201,8 +212,16 @@ func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset tim
 	return &a, time.Unix(0, a.Time).Sub(sent.Round(0)), nil, nil
 }
 
-// keep checks what the quorum sent and fills the data directory.
-func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, error) {
+// renewed is what a quorum host sent to a host, checked under the root key that
+// the host pinned.
+type renewed struct {
+	root  fleet.PublicKey
+	trust *identity.Trust
+	peer  identity.Peer
+	peers []Peer
+}
+
+func (j *joiner) check(a *answer, offset time.Duration) (*renewed, error) {
 	rootCert, err := x509.ParseCertificate(a.Root)
 	if err != nil {
 		return nil, fleet.Errorf(fleet.Invalid, "the root certificate in the answer cannot be read: %w", err)
@@ -211,7 +230,7 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 	if err != nil {
 		return nil, err
 	}
-	if fleet.Sum(root[:]) != j.o.Token.Root {
+	if fleet.Sum(root[:]) != j.root {
 		return nil, fleet.Errorf(fleet.Unauthenticated, "the answer carries another root key than the token")
 	}
 	trust, err := identity.ParseTrust(a.Trust, root)
@@ -228,7 +247,7 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 	}
 	// The fleet's time decides here: this host's clock may be wrong, which is
 	// warned of, not a reason to stay out.
-	peer, err := identity.VerifyChain(chain, trust.Fleet, j.o.Now().Add(offset))
+	peer, err := identity.VerifyChain(chain, trust.Fleet, j.now().Add(offset))
 	if err != nil {
 		return nil, fmt.Errorf("check the certificate in the answer: %w", err)
 	}
@@ -239,6 +258,16 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 	for _, p := range a.Peers {
 		peers = append(peers, Peer(p))
 	}
+	return &renewed{root: root, trust: trust, peer: peer, peers: peers}, nil
+}
+
+// keep checks what the quorum sent and fills the data directory.
+func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, error) {
+	checked, err := j.check(a, offset)
+	if err != nil {
+		return nil, err
+	}
+	root, trust, peer, peers := checked.root, checked.trust, checked.peer, checked.peers
 	for _, step := range []func() error{
 		func() error { return dir.SaveTrust(trust) },
 		func() error { return dir.saveGossipKeys(a.GossipKeys) },
@@ -258,10 +287,18 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 		}
 	}
 	r := &JoinResult{Fleet: trust.Fleet, Name: a.FleetName, Node: peer.Node, NodeName: a.NodeName, Quorum: peers, ClockOffset: offset}
-	if offset.Abs() > ClockWarning {
-		r.Warnings = append(r.Warnings, ClockText(offset)+": commands still run by the fleet's clock; set this host's (chronyc makestep, timedatectl)")
+	if w := clockWarning(offset); w != "" {
+		r.Warnings = append(r.Warnings, w)
 	}
 	return r, nil
+}
+
+// clockWarning is empty for a clock that is near enough.
+func clockWarning(offset time.Duration) string {
+	if offset.Abs() <= ClockWarning {
+		return ""
+	}
+	return ClockText(offset) + ": commands still run by the fleet's clock; set this host's (chronyc makestep, timedatectl)"
 }
 
 // ClockText says how far this host's clock is off, for a person.

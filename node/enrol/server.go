@@ -37,6 +37,10 @@ type ServerConfig struct {
 	// nil on an ordinary host, which only answers where the quorum is.
 	Enrol func(ctx context.Context, request []byte) (*fleet.Node, error)
 
+	// Rejoin answers the row of a host that enrolled before, or that it was
+	// removed; nil on an ordinary host.
+	Rejoin func(ctx context.Context, request []byte) (*fleet.Node, error)
+
 	// Issuing is what a quorum host signs with; of kind Unavailable while it
 	// does not vote.
 	Issuing func() (*Issuing, error)
@@ -155,6 +159,12 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	for _, p := range s.cfg.Peers() {
 		a.Peers = append(a.Peers, wirePeer(p))
 	}
+	if len(h.Rejoin) > 0 && len(h.Request) == 0 {
+		if err := s.rejoin(ctx, a, h.Rejoin); err != nil {
+			return nil, err
+		}
+		return a, nil
+	}
 	if s.cfg.Enrol == nil || len(h.Request) == 0 {
 		return a, nil
 	}
@@ -183,17 +193,44 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	if node.Enrolled < began.Add(-maxSkew).UnixNano() {
 		a.Origin = began.UnixNano()
 	}
-	issuing, err := s.cfg.Issuing()
-	if err != nil {
+	if err := s.certify(a, node); err != nil {
 		return nil, err
 	}
+	s.cfg.Logger.Info("node enrolled", "enrolled", node.ID, "addr", node.Address)
+	return a, nil
+}
+
+// rejoin gives a host that enrolled before a certificate of today.
+func (s *Server) rejoin(ctx context.Context, a *answer, request []byte) error {
+	if s.cfg.Rejoin == nil {
+		return nil // an ordinary host: it says where the quorum is
+	}
+	node, err := s.cfg.Rejoin(ctx, request)
+	if fleet.KindOf(err) == fleet.Unavailable {
+		return nil // as above
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.certify(a, node); err != nil {
+		return err
+	}
+	s.cfg.Logger.Info("node rejoined", "enrolled", node.ID, "addr", node.Address)
+	return nil
+}
+
+// certify puts into an answer what a host of this row needs.
+func (s *Server) certify(a *answer, node *fleet.Node) error {
+	issuing, err := s.cfg.Issuing()
+	if err != nil {
+		return err
+	}
 	if a.Certificate, a.NodeRecord, err = issuing.Certify(node, s.cfg.Now()); err != nil {
-		return nil, err
+		return err
 	}
 	a.FleetName, a.NodeName = issuing.FleetName, node.Name
 	a.Issuer, a.Root, a.Trust, a.GossipKeys = issuing.Issuer, issuing.Root, issuing.Trust, issuing.GossipKeys
-	s.cfg.Logger.Info("node enrolled", "enrolled", node.ID, "addr", node.Address)
-	return a, nil
+	return nil
 }
 
 // refusal is what a joiner is told of an error: the message of a fleet.Error,

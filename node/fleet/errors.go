@@ -44,6 +44,10 @@ func (k Kind) String() string {
 // name, with an activation that gives none.
 const CodeNoNodeName = "NoNodeName"
 
+// CodeNodeRemoved is the Code of what a host is told that was removed from the
+// fleet.
+const CodeNodeRemoved = "NodeRemoved"
+
 // Error is an error that a caller may see. Message is for a person and names
 // what was wrong; Hint says what to do. Code is SSM's name for the error where
 // SSM has one (for example "InvalidInstanceId") and else empty. Err is the

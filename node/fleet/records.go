@@ -22,6 +22,15 @@ type Node struct {
 	Index      uint64       `msgpack:"ix"`          // log index of the last change
 }
 
+// Removal is the decided row of a host that is of the fleet no more. It stays
+// for ever, so that the host's key and ID never count again.
+type Removal struct {
+	Node     Node         `msgpack:"n"`           // its row as it was at the end
+	At       int64        `msgpack:"t"`           // stamp
+	Operator OperatorName `msgpack:"o,omitempty"` // who asked for it; empty when the host itself left
+	Index    uint64       `msgpack:"ix"`          // log index of the removal
+}
+
 // Operator is the decided row of a person or program that may sign requests.
 type Operator struct {
 	Name OperatorName `msgpack:"n"`

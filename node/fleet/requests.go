@@ -36,6 +36,13 @@ type Warning struct {
 	Remedy  string `json:"Remedy"`  // a command to type, or what to change
 }
 
+// WarnCloned is the code of the warning that several hosts say they are one
+// node.
+const WarnCloned = "ClonedIdentity"
+
+// ClonedRemedy is what to do about it.
+const ClonedRemedy = "on the copy: stop the agent, remove its data directory, then fleet join with a new activation; it runs nothing until then"
+
 // LabelFilter keeps the nodes whose label has one of the values; any value
 // when there are none.
 type LabelFilter struct {
@@ -51,6 +58,10 @@ type DescribeNodesRequest struct {
 	PingStatus []string      `json:"PingStatus,omitempty"`
 	MaxResults int           `json:"MaxResults,omitempty"` // 1 to 1000, default 1000
 	NextToken  string        `json:"NextToken,omitempty"`
+
+	// Removed asks for the hosts that were removed from the fleet, or left it,
+	// in place of those that are in it. It excludes PingStatus.
+	Removed bool `json:"Removed,omitempty"`
 
 	// Brief leaves out what was said lately (role, leader, ping, version,
 	// warnings), for which the voters would be asked. It excludes PingStatus.
@@ -78,12 +89,28 @@ type NodeView struct {
 	ActivationId ActivationID      `json:"ActivationId,omitempty"`
 	Enrolled     Instant           `json:"Enrolled"`
 	Warnings     []string          `json:"Warnings,omitempty"`
+	Removed      *RemovedView      `json:"Removed,omitempty"` // of a host that is of the fleet no more
 
 	// Reach is how the quorum calls the host, one of the words Reach...; absent
 	// while nothing is known, and when Brief. ReachVia is the quorum host with
 	// ReachVia.
 	Reach    string `json:"Reach,omitempty"`
 	ReachVia NodeID `json:"ReachVia,omitempty"`
+}
+
+// RenameNodeRequest gives a node another name; several nodes may have one.
+type RenameNodeRequest struct {
+	InstanceId string `json:"InstanceId"`
+	Name       string `json:"Name"`
+}
+
+// RenameNodeResult has no members.
+type RenameNodeResult struct{}
+
+// RemovedView is the end of a host in the fleet.
+type RemovedView struct {
+	At       Instant      `json:"At"`
+	Operator OperatorName `json:"Operator,omitempty"` // who removed it; empty when it left by itself
 }
 
 // How the quorum calls a host.

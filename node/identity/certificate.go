@@ -38,6 +38,10 @@ type Peer struct {
 	Issuer fleet.PublicKey // that certified an agent; zero for quorum
 
 	NotBefore, NotAfter time.Time // of the leaf
+
+	// Source is the IP address that the peer's connection comes from; no part of
+	// the identity, empty where nobody needs it.
+	Source string
 }
 
 const rootNamePrefix = "fleet root of "

@@ -26,6 +26,7 @@ const (
 	UseResult     Use = "fleet result v1"     // agent key
 	UseAddress    Use = "fleet address v1"    // agent key: a host's change of address
 	UseCandidate  Use = "fleet candidate v1"  // request to become a voter
+	UseRejoin     Use = "fleet rejoin v1"     // agent key: is this host still of the fleet?
 )
 
 // PrivateKey is an Ed25519 key that can be neither printed, logged nor

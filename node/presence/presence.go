@@ -23,6 +23,7 @@ type Seen struct {
 	Trust    uint32                 // version of trust.json that the host holds
 	Warnings []string               // codes, at most 8
 	Reach    map[fleet.NodeID]Reach // by quorum host, in answers that several made; nil in a Table
+	Clones   []string               // where several hosts were heard from that say they are this one; nil for one
 }
 
 // Reach is how one quorum host gets to a host.
@@ -45,12 +46,18 @@ const (
 // Table holds the newest heartbeat of each host. It is bounded by its caller,
 // which records enrolled hosts only.
 type Table struct {
-	mu   sync.Mutex // guards rows
-	rows map[fleet.NodeID]Seen
+	window time.Duration // for which instances of a node are compared
+
+	mu    sync.Mutex // guards rows and turns
+	rows  map[fleet.NodeID]Seen
+	turns map[fleet.NodeID]*turns
 }
 
-// NewTable makes an empty table.
-func NewTable() *Table { return &Table{rows: map[fleet.NodeID]Seen{}} }
+// NewTable makes an empty table. Window is for how long two hosts that say they
+// are one node are remembered: a few heartbeats.
+func NewTable(window time.Duration) *Table {
+	return &Table{window: window, rows: map[fleet.NodeID]Seen{}, turns: map[fleet.NodeID]*turns{}}
+}
 
 // Record keeps s if it is newer than what is known.
 func (t *Table) Record(node fleet.NodeID, s Seen) {
@@ -69,6 +76,14 @@ func (t *Table) Get(node fleet.NodeID) (Seen, bool) {
 	return s, ok
 }
 
+// Forget drops a host that is of the fleet no more.
+func (t *Table) Forget(node fleet.NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.rows, node)
+	delete(t.turns, node)
+}
+
 // All is a copy of the table.
 func (t *Table) All() map[fleet.NodeID]Seen {
 	t.mu.Lock()
@@ -84,7 +99,10 @@ func (t *Table) All() map[fleet.NodeID]Seen {
 // each says of its way to the host is kept.
 func Merge(into map[fleet.NodeID]Seen, node fleet.NodeID, s Seen) {
 	have := into[node]
-	reach := have.Reach
+	reach, clones := have.Reach, have.Clones
+	if clones == nil { // one voter may hear only one of the hosts
+		clones = s.Clones
+	}
 	if s.LastSeen.After(have.LastSeen) {
 		have = s
 	}
@@ -94,6 +112,6 @@ func Merge(into map[fleet.NodeID]Seen, node fleet.NodeID, s Seen) {
 		}
 		reach[voter] = r
 	}
-	have.Reach = reach
+	have.Reach, have.Clones = reach, clones
 	into[node] = have
 }

@@ -184,7 +184,7 @@ func TestAnyTwoHonestVotersAreEnough(t *testing.T) {
 
 func TestMergeKeepsTheNewer(t *testing.T) {
 	now := time.Now()
-	tab := NewTable()
+	tab := NewTable(time.Minute)
 	tab.Record(v1, Seen{LastSeen: now, Version: "new"})
 	tab.Record(v1, Seen{LastSeen: now.Add(-time.Minute), Version: "old"})
 	all := tab.All()

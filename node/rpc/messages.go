@@ -45,6 +45,7 @@ type HeartbeatResponse struct {
 	ViewIndex  uint64       `msgpack:"i"`           // what the view covers after these rows
 	Leader     fleet.NodeID `msgpack:"l,omitempty"`
 	NodeRecord []byte       `msgpack:"r,omitempty"` // a newer one of the caller's own
+	Clones     []string     `msgpack:"c,omitempty"` // where hosts are heard from that say they are the caller
 
 	// Dial says whether the leader can dial the caller: a number of
 	// presence.Dial; 0 for not known.
@@ -58,7 +59,25 @@ func (r *HeartbeatResponse) Validate() error {
 			return err
 		}
 	}
+	if err := checkClones(r.Clones); err != nil {
+		return err
+	}
 	return checkOptionalNode(r.Leader)
+}
+
+// maxClones bounds the addresses that are told of one node.
+const maxClones = 8
+
+func checkClones(sources []string) error {
+	if len(sources) > maxClones {
+		return fleet.Errorf(fleet.Invalid, "%d addresses of one node are over the limit of %d", len(sources), maxClones)
+	}
+	for _, s := range sources {
+		if err := checkText("address", s, 64); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ViewRow is what every host may know of another.
@@ -355,6 +374,7 @@ type PresenceRow struct {
 	LastSeen int64        `msgpack:"t"` // the voter's clock; 0 for not yet
 	Version  string       `msgpack:"v,omitempty"`
 	Warnings []string     `msgpack:"w,omitempty"`
+	Clones   []string     `msgpack:"c,omitempty"` // where hosts are heard from that say they are this one
 	Reverse  bool         `msgpack:"o,omitempty"` // the host keeps a connection open to the voter
 	Dial     uint8        `msgpack:"d,omitempty"` // presence.Dial
 }
@@ -366,6 +386,9 @@ func (r *PresenceResponse) Validate() error {
 			return err
 		}
 		if err := checkSaid(r.Rows[i].Version, r.Rows[i].Warnings); err != nil {
+			return err
+		}
+		if err := checkClones(r.Rows[i].Clones); err != nil {
 			return err
 		}
 	}

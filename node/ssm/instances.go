@@ -48,3 +48,11 @@ type InstanceInformation struct {
 	IPAddress        string `json:"IPAddress,omitempty"`
 	ComputerName     string `json:"ComputerName,omitempty"`
 }
+
+// DeregisterManagedInstanceRequest removes a node from the fleet for good.
+type DeregisterManagedInstanceRequest struct {
+	InstanceId string `json:"InstanceId"`
+}
+
+// DeregisterManagedInstanceResult is empty.
+type DeregisterManagedInstanceResult struct{}

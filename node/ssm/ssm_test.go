@@ -46,6 +46,7 @@ func TestShapesAreTheModels(t *testing.T) {
 		DescribeActivationsFilter{}, DescribeActivationsRequest{}, DescribeActivationsResult{}, Activation{},
 		InstanceInformationFilter{}, InstanceInformationStringFilter{}, DescribeInstanceInformationRequest{},
 		DescribeInstanceInformationResult{}, InstanceInformation{},
+		DeregisterManagedInstanceRequest{}, DeregisterManagedInstanceResult{},
 		Target{}, SendCommandRequest{}, SendCommandResult{}, Command{}, CommandFilter{}, ListCommandsRequest{},
 		ListCommandsResult{}, ListCommandInvocationsRequest{}, ListCommandInvocationsResult{}, CommandInvocation{},
 		CommandPlugin{}, GetCommandInvocationRequest{}, GetCommandInvocationResult{},

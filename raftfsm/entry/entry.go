@@ -77,6 +77,10 @@ const (
 	KindExpire           Kind = 11
 	KindAddress          Kind = 12
 	KindCancelCommand    Kind = 13
+	KindRemoveNode       Kind = 14
+	KindRenameNode       Kind = 16
+	KindCreateOperator   Kind = 17
+	KindDeleteOperator   Kind = 18
 	KindPutTarget        Kind = 19
 	KindDeleteTarget     Kind = 20
 )
@@ -112,6 +116,10 @@ var kinds = map[Kind]kindInfo{
 	KindExpire:           {"Expire", "", decode[Expire]},
 	KindAddress:          {"Address", "", decode[Address]},
 	KindCancelCommand:    {"CancelCommand", "CancelCommand", decode[CancelCommand]},
+	KindRemoveNode:       {"RemoveNode", "DeregisterManagedInstance", decode[RemoveNode]},
+	KindRenameNode:       {"RenameNode", "RenameNode", decode[RenameNode]},
+	KindCreateOperator:   {"CreateOperator", "CreateOperator", decode[CreateOperator]},
+	KindDeleteOperator:   {"DeleteOperator", "DeleteOperator", decode[DeleteOperator]},
 	KindPutTarget:        {"PutTarget", "PutTarget", decode[PutTarget]},
 	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
 }

@@ -50,6 +50,10 @@ func samples() []Body {
 		&Expire{Stamp: testStamp, Command: testCommand, Attempt: 1},
 		&Address{Stamp: testStamp, Request: []byte("change of address")},
 		&CancelCommand{authority("")},
+		&RemoveNode{authority("")},
+		&RenameNode{authority("")},
+		&CreateOperator{authority("")},
+		&DeleteOperator{authority("")},
 		&PutTarget{authority("")},
 		&DeleteTarget{authority("")},
 	}
@@ -143,7 +147,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"version 0":           with(0, 0),
 		"version 2":           with(0, 2),
 		"kind 0":              with(1, 0),
-		"kind 13":             with(1, 13),
+		"kind 99":             with(1, 99),
 		"kind 255":            with(1, 255),
 		"no body":             mint[:2],
 		"cut body":            mint[:len(mint)-1],
@@ -174,6 +178,7 @@ func TestKinds(t *testing.T) {
 	for operation, want := range map[string]Kind{
 		"CreateActivation": KindCreateActivation, "DeleteActivation": KindDeleteActivation,
 		"AddTagsToResource": KindAddTags, "RemoveTagsFromResource": KindRemoveTags, "SendCommand": KindSendCommand,
+		"DeregisterManagedInstance": KindRemoveNode, "RenameNode": KindRenameNode, "CreateOperator": KindCreateOperator, "DeleteOperator": KindDeleteOperator,
 		"PutTarget": KindPutTarget, "DeleteTarget": KindDeleteTarget,
 	} {
 		if k, ok := KindOf(operation); !ok || k != want || k.Operation() != operation {
@@ -205,6 +210,7 @@ func TestCheckRefuses(t *testing.T) {
 		"trust too large":             &Trust{Stamp: testStamp, Trust: make([]byte, MaxTrust+1)},
 		"activation without ID":       &CreateActivation{authority("")},
 		"activation with another ID":  &CreateActivation{authority("A")},
+		"removal with an ID":          &RemoveNode{authority(testID)},
 		"tags with an ID":             &AddTags{authority(testID)},
 		"join request too large":      &Enrol{Stamp: testStamp, Request: make([]byte, maxNodeRequest+1)},
 		"address without request":     &Address{Stamp: testStamp},

@@ -24,8 +24,13 @@ var parsers = map[string]func([]byte) (any, error){
 	"RemoveTagsFromResource": func(b []byte) (any, error) { return ParseRemoveTags(b) },
 	"SendCommand":            func(b []byte) (any, error) { return ParseSendCommand(b) },
 	"CancelCommand":          func(b []byte) (any, error) { return ParseCancelCommand(b) },
-	"PutTarget":              func(b []byte) (any, error) { return ParsePutTarget(b) },
-	"DeleteTarget":           func(b []byte) (any, error) { return ParseDeleteTarget(b) },
+
+	"DeregisterManagedInstance": func(b []byte) (any, error) { return ParseRemoveNode(b) },
+	"RenameNode":                func(b []byte) (any, error) { return ParseRenameNode(b) },
+	"CreateOperator":            func(b []byte) (any, error) { return ParseCreateOperator(b) },
+	"DeleteOperator":            func(b []byte) (any, error) { return ParseDeleteOperator(b) },
+	"PutTarget":                 func(b []byte) (any, error) { return ParsePutTarget(b) },
+	"DeleteTarget":              func(b []byte) (any, error) { return ParseDeleteTarget(b) },
 }
 
 // object writes JSON with keys in order and values as they are.
@@ -136,6 +141,33 @@ func TestRequests(t *testing.T) {
 		{"untag", "RemoveTagsFromResource", object("ResourceType", `"ManagedInstance"`, "ResourceId", node, "TagKeys", `["a","b"]`), ""},
 		{"untag nothing", "RemoveTagsFromResource", object("ResourceType", `"ManagedInstance"`, "ResourceId", node), validation},
 		{"untag too much", "RemoveTagsFromResource", object("ResourceType", `"ManagedInstance"`, "ResourceId", node, "TagKeys", many(51, `"k%d"`)), validation},
+
+		{"remove", "DeregisterManagedInstance", object("InstanceId", node), ""},
+		{"remove nothing", "DeregisterManagedInstance", "{}", "InvalidInstanceId"},
+		{"remove by name", "DeregisterManagedInstance", object("InstanceId", `"web1"`), "InvalidInstanceId"},
+		{"remove several", "DeregisterManagedInstance", object("InstanceId", "["+node+"]"), validation},
+
+		{"rename", "RenameNode", object("InstanceId", node, "Name", `"web1.example.com"`), ""},
+		{"rename to nothing", "RenameNode", object("InstanceId", node), validation},
+		{"rename to an ID", "RenameNode", object("InstanceId", node, "Name", node), validation},
+		{"rename to an option", "RenameNode", object("InstanceId", node, "Name", `"-rf"`), validation},
+		{"rename to a long name", "RenameNode", object("InstanceId", node, "Name", `"`+strings.Repeat("a", 254)+`"`), validation},
+		{"rename to an escape sequence", "RenameNode", object("InstanceId", node, "Name", `"a\u001b[2Jb"`), validation},
+		{"rename of a name", "RenameNode", object("InstanceId", `"web1"`, "Name", `"web2"`), "InvalidInstanceId"},
+		{"operator", "CreateOperator", object("Name", `"eve@laptop"`, "PublicKey", `"`+testKey+`"`, "May", `["SendCommand","DescribeNodes"]`), ""},
+		{"operator for all", "CreateOperator", object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", `["*"]`), ""},
+		{"operator for all and more", "CreateOperator", object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", `["*","SendCommand"]`), validation},
+		{"operator for nothing", "CreateOperator", object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", `[]`), validation},
+		{"operator for too much", "CreateOperator", object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", many(101, `"Do%d"`)), validation},
+		{"operator for a thing twice", "CreateOperator", object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", `["SendCommand","SendCommand"]`), validation},
+		{"operator for no operation", "CreateOperator", object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", `["send command"]`), validation},
+		{"operator without a name", "CreateOperator", object("PublicKey", `"`+testKey+`"`, "May", `["*"]`), validation},
+		{"operator with a path for a name", "CreateOperator", object("Name", `"../eve"`, "PublicKey", `"`+testKey+`"`, "May", `["*"]`), validation},
+		{"operator without a key", "CreateOperator", object("Name", `"eve"`, "May", `["*"]`), validation},
+		{"operator with the key that everybody has", "CreateOperator",
+			object("Name", `"eve"`, "PublicKey", `"`+strings.Repeat("A", 43)+`="`, "May", `["*"]`), validation},
+		{"end of an operator", "DeleteOperator", object("Name", `"eve"`), ""},
+		{"end of nobody", "DeleteOperator", "{}", validation},
 
 		{"command", "SendCommand", command(), ""},
 		{"command on named nodes", "SendCommand", command("Targets", "", "InstanceIds", "["+node+"]"), ""},
@@ -263,6 +295,10 @@ func FuzzRequests(f *testing.F) {
 	f.Add("DeleteActivation", []byte(object("ActivationId", `"`+testID+`"`)))
 	f.Add("AddTagsToResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "Tags", manyTags(1))))
 	f.Add("RemoveTagsFromResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "TagKeys", `["a"]`)))
+	f.Add("DeregisterManagedInstance", []byte(object("InstanceId", `"mi-0123456789abcdef0"`)))
+	f.Add("RenameNode", []byte(object("InstanceId", `"mi-0123456789abcdef0"`, "Name", `"web2"`)))
+	f.Add("CreateOperator", []byte(object("Name", `"eve"`, "PublicKey", `"`+testKey+`"`, "May", `["SendCommand"]`)))
+	f.Add("DeleteOperator", []byte(object("Name", `"eve"`)))
 	f.Add("SendCommand", []byte(command("Parameters", `{"commands":["true"]}`)))
 	f.Add("CancelCommand", []byte(object("CommandId", `"`+testID+`"`, "InstanceIds", `["mi-0123456789abcdef0"]`)))
 	f.Fuzz(func(t *testing.T, operation string, b []byte) {

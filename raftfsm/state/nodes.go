@@ -14,6 +14,9 @@ func (v View) FindNode(id fleet.NodeID) (*fleet.Node, error) {
 	if n := v.Node(id); n != nil {
 		return n, nil
 	}
+	if r := v.Removal(id); r != nil {
+		return nil, fleet.CodeErrorf(fleet.NotFound, "InvalidInstanceId", "%s", RemovedText(r))
+	}
 	return nil, fleet.CodeErrorf(fleet.NotFound, "InvalidInstanceId", "no node %.32q is enrolled in this fleet", string(id)).
 		WithHint("see the enrolled nodes with: fleet node ls")
 }

@@ -203,6 +203,8 @@ var schema = &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
 	"operators": table("operators",
 		id(func(o *fleet.Operator) string { return string(o.Name) }),
 		&memdb.IndexSchema{Name: "key", Indexer: multiKeyed[fleet.Operator]{keys: operatorKeys}}),
+	"appointments":    table("appointments", id(func(a *Appointment) string { return indexKey(a.Index) })),
+	"formeroperators": table("formeroperators", id(func(f *FormerOperator) string { return indexKey(f.Index) })),
 	"activations": table("activations",
 		id(func(a *fleet.Activation) string { return string(a.ID) })),
 	"nodes": table("nodes",
@@ -211,6 +213,11 @@ var schema = &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
 		&memdb.IndexSchema{Name: "name", Indexer: always(func(n *fleet.Node) string { return n.Name })},
 		&memdb.IndexSchema{Name: "activation", AllowMissing: true, Indexer: keyed[fleet.Node]{
 			key: func(n *fleet.Node) (string, bool) { return string(n.Activation), n.Activation != "" },
+		}}),
+	"removals": table("removals",
+		id(func(r *fleet.Removal) string { return string(r.Node.ID) }),
+		&memdb.IndexSchema{Name: "activation", AllowMissing: true, Indexer: keyed[fleet.Removal]{
+			key: func(r *fleet.Removal) (string, bool) { return string(r.Node.Activation), r.Node.Activation != "" },
 		}}),
 	"commands": table("commands",
 		id(func(c *fleet.Command) string { return string(c.ID) }),
