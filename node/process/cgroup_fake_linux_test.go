@@ -297,6 +297,49 @@ func TestVersion2OfItsOwn(t *testing.T) {
 	g.leave()
 }
 
+// withoutFile is a kernel that refuses what is written to one file.
+type withoutFile struct {
+	*fakeTree
+	file string
+	err  error
+}
+
+func (f withoutFile) write(name, text string) error {
+	if path.Base(name) == f.file {
+		return &fs.PathError{Op: "write", Path: name, Err: f.err}
+	}
+	return f.fakeTree.write(name, text)
+}
+
+// TestALimitThatCannotBeSetCostsNothingElse: a kernel without that kind of
+// limit, or a container that may have less.
+func TestALimitThatCannotBeSetCostsNothingElse(t *testing.T) {
+	for _, test := range []struct {
+		err     error
+		cpu     float64
+		unbound string
+	}{
+		{syscall.ENOENT, 0, ""},
+		{syscall.ENOENT, 2, "cpu.max: write "},
+		{syscall.EINVAL, 2, "cpu.max: write "},
+	} {
+		f := newFakeTree(allControllers, map[string][]int{"/": {1}})
+		c := openCgroups(withoutFile{f, "cpu.max", test.err}, []byte("0::/\n"), []byte(fakeMounts))
+		f.take()
+		g, err := c.join("m", Limits{Tasks: 100, CPU: test.cpu})
+		if err != nil {
+			t.Fatalf("%v: no group: %v", test.err, err)
+		}
+		if got := f.take(); !strings.Contains(got, "/pids.max=100") {
+			t.Errorf("%v: did\n%s", test.err, got)
+		}
+		if got := g.unbound(); !strings.HasPrefix(got, test.unbound) || (got == "") != (test.unbound == "") {
+			t.Errorf("%v of %v processors: unbound %q, want %q", test.err, test.cpu, got, test.unbound)
+		}
+		g.leave()
+	}
+}
+
 func TestVersion2WithoutControllers(t *testing.T) {
 	// A container: what it takes for the root is a group with processes, and
 	// hands nothing out.

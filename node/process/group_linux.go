@@ -27,10 +27,11 @@ const cpuPeriod = 100_000
 
 // group is the control group of a mark. A nil one is none.
 type group struct {
-	c      *Cgroups
-	name   string
-	held   []func() // let go of its directories
-	before pressure
+	c       *Cgroups
+	name    string
+	held    []func() // let go of its directories
+	refused []error  // of the limits that it could not be given
+	before  pressure
 }
 
 // pressure is how often the limits of a group took effect.
@@ -101,6 +102,7 @@ func (g *group) letGo() {
 
 func (g *group) makeOnce(l Limits) error {
 	g.letGo()
+	g.refused = nil
 	for _, h := range g.c.hierarchies {
 		dir := path.Join(h.base, g.name)
 		if err := g.c.files.mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -113,28 +115,52 @@ func (g *group) makeOnce(l Limits) error {
 		g.held = append(g.held, release)
 		for _, s := range settings(h, l) {
 			err := g.c.files.write(path.Join(dir, s.file), s.value)
-			// What an earlier step of the command left there uses more than
-			// the limit already; the limit that it has stays.
-			if err != nil && !errors.Is(err, syscall.EBUSY) {
-				return fmt.Errorf("limit: %w", err)
+			switch {
+			case err == nil:
+			case errors.Is(err, syscall.EBUSY):
+				// What an earlier step of the command left there uses more than
+				// the limit already; the limit that it has stays.
+			case swept(err) && g.gone(dir):
+				return err
+			case s.wanted:
+				// One that the kernel does not have, or that is more than those
+				// above allow, must not cost the others, nor the group.
+				g.refused = append(g.refused, fmt.Errorf("%s: %w", s.file, err))
 			}
 		}
 	}
 	return nil
 }
 
-type setting struct{ file, value string }
+// gone reports whether a directory of the group was swept away.
+func (g *group) gone(dir string) bool {
+	_, err := g.c.files.list(dir)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// unbound names the limits that the group could not be given; "" for none.
+func (g *group) unbound() string {
+	if g == nil || len(g.refused) == 0 {
+		return ""
+	}
+	return strings.ReplaceAll(errors.Join(g.refused...).Error(), "\n", "; ")
+}
+
+type setting struct {
+	file, value string
+	wanted      bool // it is a limit; false where it says that there is none
+}
 
 // settings are the files that give a group its limits. Every one is written
 // each time: a group may have been left by an earlier child with other limits.
 func settings(h *hierarchy, l Limits) (all []setting) {
-	add := func(controller, v1, v2, value string) {
+	add := func(controller, v1, v2, value string, wanted bool) {
 		switch {
 		case !h.has(controller):
 		case h.v2:
-			all = append(all, setting{v2, value})
+			all = append(all, setting{v2, value, wanted})
 		default:
-			all = append(all, setting{v1, value})
+			all = append(all, setting{v1, value, wanted})
 		}
 	}
 	tasks, memory, quota := "max", "max", "max"
@@ -147,7 +173,7 @@ func settings(h *hierarchy, l Limits) (all []setting) {
 	if l.CPU > 0 {
 		quota = strconv.FormatUint(uint64(max(1000, l.CPU*cpuPeriod)), 10)
 	}
-	add("pids", "pids.max", "pids.max", tasks)
+	add("pids", "pids.max", "pids.max", tasks, l.Tasks > 0)
 	if !h.v2 {
 		if memory == "max" {
 			memory = "-1"
@@ -155,13 +181,13 @@ func settings(h *hierarchy, l Limits) (all []setting) {
 		if quota == "max" {
 			quota = "-1"
 		}
-		add("memory", "memory.limit_in_bytes", "", memory)
-		add("cpu", "cpu.cfs_period_us", "", strconv.Itoa(cpuPeriod))
-		add("cpu", "cpu.cfs_quota_us", "", quota)
+		add("memory", "memory.limit_in_bytes", "", memory, l.Memory > 0)
+		add("cpu", "cpu.cfs_period_us", "", strconv.Itoa(cpuPeriod), l.CPU > 0)
+		add("cpu", "cpu.cfs_quota_us", "", quota, l.CPU > 0)
 		return all
 	}
-	add("memory", "", "memory.max", memory)
-	add("cpu", "", "cpu.max", quota+" "+strconv.Itoa(cpuPeriod))
+	add("memory", "", "memory.max", memory, l.Memory > 0)
+	add("cpu", "", "cpu.max", quota+" "+strconv.Itoa(cpuPeriod), l.CPU > 0)
 	return all
 }
 

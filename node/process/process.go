@@ -148,6 +148,10 @@ type Exit struct {
 	// Spec.Cgroups could have made one; "" otherwise.
 	Uncontained string
 
+	// Unbound names the limits that the control group could not be given, and
+	// why; "" when it has all of them.
+	Unbound string
+
 	// Held says that others still had the output open at the child's end, and
 	// what they write later is lost.
 	Held bool
@@ -201,6 +205,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		p.group.leave()
 		return nil, err
 	}
+	p.exit.Unbound = p.group.unbound()
 	if spec.Spawned != nil {
 		if err := spec.Spawned(p.id); err != nil {
 			g.shut()

@@ -67,6 +67,9 @@ func shellOutcome(ctx context.Context, exit process.Exit, timeout time.Duration,
 	if exit.Uncontained != "" {
 		notes = append(notes, "it ran without a control group: "+exit.Uncontained)
 	}
+	if exit.Unbound != "" {
+		notes = append(notes, "it ran without these limits: "+exit.Unbound)
+	}
 	if exit.Survivors > 0 {
 		notes = append(notes, fmt.Sprintf("%d of its processes could not be killed: the kernel holds them", exit.Survivors))
 	}

@@ -393,3 +393,19 @@ func alive(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(b), ") Z ")
 }
+
+// TestWhatDidNotBindIsSaid: a limit that a host is configured with and that did
+// not hold must not look as if it had.
+func TestWhatDidNotBindIsSaid(t *testing.T) {
+	for _, test := range []struct {
+		exit process.Exit
+		want string
+	}{
+		{process.Exit{Unbound: "cpu.max: invalid argument"}, "it ran without these limits: cpu.max: invalid argument"},
+		{process.Exit{Uncontained: "read-only"}, "it ran without a control group: read-only"},
+	} {
+		if o := shellOutcome(t.Context(), test.exit, 0, process.Limits{}); o.State != fleet.Success || o.Reason != test.want {
+			t.Errorf("%+v: outcome %+v, want %q", test.exit, o, test.want)
+		}
+	}
+}
