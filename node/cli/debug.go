@@ -17,8 +17,8 @@ import (
 
 func (e *env) debugCommand() *cli.Command {
 	return &cli.Command{
-		Name: "debug", Category: categoryHost, Usage: "look into this host's agent (root only)",
-		Subcommands: []*cli.Command{e.debugLogLevel(), e.debugProfile()},
+		Name: "debug", Category: categoryHost, Usage: "look into this host's agent (root only); vouch for files",
+		Subcommands: []*cli.Command{e.debugLogLevel(), e.debugProfile(), e.signCommand(), e.verifyCommand()},
 	}
 }
 

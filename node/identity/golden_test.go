@@ -48,6 +48,7 @@ func TestGoldenFormats(t *testing.T) {
 	golden(t, "node-record.hex", hexLines(must(SignNodeRecord(w.issuer, w.nodeRecord()))))
 	golden(t, "proof.hex", hexLines(SignProof(w.operator, w.proof())))
 	golden(t, "candidate.hex", hexLines(must(NewCandidate(testCandidate(w), w.agent, w.quorum, w.issuer))))
+	golden(t, "file-signature.json", must(SignFile(w.operator, testFileSignature(w))))
 	golden(t, "genesis.hex", hexLines(SignGenesis(w.root, w.genesis(t, rootDER))))
 
 	dir := t.TempDir()
