@@ -186,7 +186,8 @@ func TestHelpers(t *testing.T) {
 		if r := a.RunIn(lab.Input{Limit: 500 * time.Millisecond}, "sleep", "1000"); r.Code != 137 {
 			t.Errorf("a command past its limit: exit code %d, want 137", r.Code)
 		}
-		a.Sh("! pgrep -x sleep").OK()
+		// Dead at once; gone when the host's first process has collected it.
+		l.Wait("the killed command to be gone", 30*time.Second, func() bool { return a.Sh("pgrep -x sleep").Code == 1 })
 	})
 }
 
