@@ -285,8 +285,6 @@ func (r *Runner) Deliver(_ context.Context, d Delivery) (Answer, error) {
 	if err != nil {
 		return refusal(err.Error()), nil
 	}
-	r.deliveries.Lock()
-	defer r.deliveries.Unlock()
 	if a, ok := r.Query(t.Command, t.Attempt); ok {
 		return a, nil
 	}
@@ -294,10 +292,18 @@ func (r *Runner) Deliver(_ context.Context, d Delivery) (Answer, error) {
 		r.cfg.Logger.Warn("delivery refused", "command", t.Command, "err", err)
 		return refusal(err.Error()), nil
 	}
+	// Before the lock: a directory service that is asked for the user may take
+	// seconds, in which other deliveries, and cancels, must go on.
+	_, unfit := r.prepare(d.Document, d.Parameters, t)
+	r.deliveries.Lock()
+	defer r.deliveries.Unlock()
+	if a, ok := r.Query(t.Command, t.Attempt); ok { // it came twice at once, or was cancelled meanwhile
+		return a, nil
+	}
 	now, known := r.cfg.Clock.FleetTime()
 	rule := judge(t, now, known, r.cfg.Journal.Admits(t.Created, t.Expires))
 	if rule.state == Accepted {
-		rule = r.capable(t, d)
+		rule = r.capable(t, unfit)
 	}
 	switch rule.state {
 	case Accepted:
@@ -333,14 +339,15 @@ func (r *Runner) genuine(signed *ticket.Signed, d Delivery) error {
 	return nil
 }
 
-// capable decides whether this host can run what the quorum ordered.
-func (r *Runner) capable(t *ticket.Ticket, d Delivery) ruling {
+// capable decides whether this host can run what the quorum ordered; unfit is
+// what is wrong with that itself.
+func (r *Runner) capable(t *ticket.Ticket, unfit error) ruling {
 	if len(t.Nested) > 0 {
 		const reason = "documents that run documents are not supported by this version of fleet"
 		return ruling{state: Refused, result: fleet.Undeliverable, reason: reason}
 	}
-	if _, err := r.prepare(d.Document, d.Parameters, t); err != nil {
-		return ruling{state: Refused, result: fleet.Undeliverable, reason: err.Error()}
+	if unfit != nil {
+		return ruling{state: Refused, result: fleet.Undeliverable, reason: unfit.Error()}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -656,3 +656,50 @@ func TestStandardPlugins(t *testing.T) {
 		}
 	}
 }
+
+// TestASlowDirectoryOfUsersHoldsUpNobodyElse: who asks for a user of it waits,
+// and no other delivery.
+func TestASlowDirectoryOfUsersHoldsUpNobodyElse(t *testing.T) {
+	w := newWorld(time.Now())
+	asked, release := make(chan struct{}), make(chan struct{})
+	h := w.newHost(t, t.TempDir(), func(c *Config) {
+		c.Account = func(name string) (process.Account, error) {
+			if name == "slow" {
+				close(asked)
+				<-release
+			}
+			return process.Account{Name: name, Own: true}, nil
+		}
+	})
+	slow := w.shell(1, "true")
+	slow.ticket.RunAs = "slow"
+	first := make(chan Answer, 1)
+	go func() {
+		a, err := h.Deliver(t.Context(), w.delivery(slow))
+		if err != nil {
+			t.Errorf("deliver: %v", err)
+		}
+		first <- a
+	}()
+	<-asked
+	second := make(chan Answer, 1)
+	go func() {
+		a, err := h.Deliver(t.Context(), w.delivery(w.shell(2, "true")))
+		if err != nil {
+			t.Errorf("deliver: %v", err)
+		}
+		second <- a
+	}()
+	select {
+	case a := <-second:
+		if a.State != Accepted {
+			t.Errorf("the other command: %+v", a)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the other command waits for the directory")
+	}
+	close(release)
+	if a := <-first; a.State != Accepted {
+		t.Errorf("the slow one: %+v", a)
+	}
+}
