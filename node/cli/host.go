@@ -28,12 +28,12 @@ const stopTimeout = 20 * time.Second
 // hostFlags are what a host is told, in any way that config knows.
 func hostFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "config", Usage: "`FILE` with the configuration (default /etc/fleet/fleet.yaml, if it exists)"},
-		&cli.StringFlag{Name: "data-dir", Usage: "`DIR` with keys, journal and replicated state (default /var/lib/fleet)"},
+		&cli.StringFlag{Name: "config", Usage: "`FILE` with the configuration (default " + config.DefaultFile + ", if it exists)"},
+		&cli.StringFlag{Name: "data-dir", Usage: "`DIR` with keys, journal and replicated state (default " + config.DefaultDataDir + ")"},
 		&cli.StringFlag{Name: "listen", Usage: "`ADDRESS:PORT` of the one port, TCP and UDP (default :7790)"},
 		&cli.StringFlag{Name: "advertise", Usage: "`IP:PORT` where the other hosts reach this one (default: found from the route)"},
 		&cli.StringFlag{Name: "socket",
-			Usage: "`PATH` of the local socket (default /run/fleet/fleet.sock, or in the data directory if that is not the default)"},
+			Usage: "`PATH` of the local socket (default " + config.DefaultSocket + ", or in the data directory if that is not the default)"},
 		&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error (default info)"},
 		&cli.StringFlag{Name: "log-format", Usage: "text or json (default text)"},
 		&cli.StringFlag{Name: "disk-budget", Usage: "`SIZE` that outputs and journal may take in all (default 1GiB)"},

@@ -26,18 +26,10 @@ import (
 // Version is the version of the file's format.
 const Version = 1
 
-// Places that are used unless another is said.
-const (
-	DefaultFile    = "/etc/fleet/fleet.yaml"
-	DefaultDataDir = "/var/lib/fleet"
-	DefaultSocket  = "/run/fleet/fleet.sock"
-	DefaultListen  = ":7790"
-)
+// DefaultListen is the address that is used unless another is said.
+const DefaultListen = ":7790"
 
-const (
-	maxFile       = 64 << 10
-	maxSocketPath = 107 // sun_path, less its zero byte
-)
+const maxFile = 64 << 10
 
 // Config is the configuration of one host.
 type Config struct {
@@ -58,7 +50,7 @@ type Config struct {
 	// DataDir holds keys, journal and replicated state.
 	DataDir string `yaml:"data-dir"`
 
-	// Socket is the path of the local socket; "" is /run/fleet/fleet.sock for
+	// Socket is the path of the local socket; "" is DefaultSocket for
 	// the default data directory and fleet.sock inside any other.
 	Socket string `yaml:"socket,omitempty"`
 

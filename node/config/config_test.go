@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -29,7 +30,16 @@ func golden(t *testing.T, name string, got []byte) {
 	}
 }
 
+// linuxPlaces skips a test whose files have the places of Linux in them.
+func linuxPlaces(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("its files have the places of Linux in them")
+	}
+}
+
 func TestGoldenFile(t *testing.T) {
+	linuxPlaces(t)
 	full := Default()
 	full.Name, full.Advertise, full.Socket = "web-1.example.net", "192.0.2.7:7790", "/run/fleet/other.sock"
 	for name, c := range map[string]*Config{"default.yaml": Default(), "full.yaml": full} {
@@ -49,6 +59,7 @@ func TestGoldenFile(t *testing.T) {
 }
 
 func TestPrecedence(t *testing.T) {
+	linuxPlaces(t)
 	file := filepath.Join(t.TempDir(), "fleet.yaml")
 	text := "version: 1\nlisten: 10.0.0.1:1111\nadvertise: 10.0.0.2:1111\nlog:\n  level: warn\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -154,6 +165,7 @@ disk-budget: 1KiB
 }
 
 func TestEncodeChanges(t *testing.T) {
+	linuxPlaces(t)
 	if b := Default().EncodeChanges(); b != nil {
 		t.Errorf("the defaults: got %q, want nothing", b)
 	}
@@ -241,6 +253,7 @@ func TestAbsentFile(t *testing.T) {
 }
 
 func TestValidateNamesAllProblems(t *testing.T) {
+	linuxPlaces(t)
 	_, err := Load(Sources{Flags: map[string]string{
 		"node-name": "-bad-", "listen": "7790", "advertise": "0.0.0.0:7790", "data-dir": "relative",
 		"socket": "/" + strings.Repeat("s", 120), "log-level": "loud", "log-format": "xml", "disk-budget": "1MB",

@@ -18,6 +18,7 @@ import (
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/journal"
+	"fleet/node/private"
 	"fleet/node/wire"
 )
 
@@ -99,6 +100,9 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 		e := fleet.Errorf(fleet.Corrupt, "the data directory %s has format %.20q; this program reads format %s", path, got, Format)
 		return nil, nil, e.WithHint("run the release of fleet that wrote it")
 	}
+	if err := refuseUsurped(path); err != nil {
+		return nil, nil, err
+	}
 	var f Fleet
 	if err := d.readJSON("fleet.json", &f); err != nil {
 		return nil, nil, err
@@ -143,10 +147,31 @@ func refuseEnrolled(path string) error {
 		WithHint(`start it with "fleet agent"; to enrol in another fleet choose an empty --data-dir`)
 }
 
+// refuseUsurped refuses a directory in which another user of the host could put
+// what this program then believes.
+func refuseUsurped(path string) error {
+	why, err := private.Usurped(path)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if why != "" {
+		return fleet.Errorf(fleet.Denied, "the data directory %s is not safe: %s", path, why).
+			WithHint("remove it, or if all in it is yours: %s", private.Repair(path))
+	}
+	return nil
+}
+
 // createDir makes a data directory, which must be absent or empty of a fleet.
 func createDir(path string) (*Dir, error) {
 	if err := refuseEnrolled(path); err != nil {
 		return nil, err
+	}
+	_, err := os.Lstat(path)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	if !fresh { // what is in it may be of another hand
+		if err := refuseUsurped(path); err != nil {
+			return nil, err
+		}
 	}
 	if err := (&Dir{path: path}).forgetGone(); err != nil {
 		return nil, err
@@ -155,6 +180,12 @@ func createDir(path string) (*Dir, error) {
 	// command that runs as them, and see nothing else.
 	if err := os.MkdirAll(path, 0o711); err != nil {
 		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	if err := private.Restrict(path); err != nil {
+		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	if err := refuseUsurped(path); err != nil { // by who made it in between
+		return nil, err
 	}
 	for _, dir := range []string{"keys", "blob"} {
 		if err := os.MkdirAll(filepath.Join(path, dir), 0o700); err != nil {

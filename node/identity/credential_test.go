@@ -86,6 +86,7 @@ func TestLoadCredentialRefuses(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			needsModes(t, c.mode)
 			path := filepath.Join(t.TempDir(), "c")
 			if err := os.WriteFile(path, []byte(strings.Replace(good, c.old, c.new, 1)), 0o600); err != nil {
 				t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"runtime"
 
 	"fleet/node/fleet"
+	"fleet/node/private"
 )
 
 // maxPrivateFile is the largest file with a key in it that is read, in bytes.
@@ -76,9 +77,15 @@ func readPrivate(path string, loose bool) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fleet.Errorf(fleet.Invalid, "%s is not a regular file", path)
 	}
-	if !loose && looseMode(info) {
-		return nil, fleet.Errorf(fleet.Invalid, "%s holds a secret, but its mode %#o lets others read it", path, info.Mode().Perm()).
-			WithHint("if nobody else has read it, run: chmod 600 %s", path)
+	if !loose {
+		why, err := private.Loose(f)
+		if err != nil {
+			return nil, fmt.Errorf("read private file: %w", err)
+		}
+		if why != "" {
+			return nil, fleet.Errorf(fleet.Invalid, "%s holds a secret, but %s", path, why).
+				WithHint("if nobody else has read it, run: %s", private.Repair(path))
+		}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxPrivateFile+1))
 	if err != nil {
@@ -88,12 +95,6 @@ func readPrivate(path string, loose bool) ([]byte, error) {
 		return nil, fleet.Errorf(fleet.TooLarge, "%s is larger than %d bytes", path, maxPrivateFile)
 	}
 	return b, nil
-}
-
-// looseMode reports whether others may read the file. Windows has no mode
-// bits; there the directory's access list decides.
-func looseMode(info fs.FileInfo) bool {
-	return runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0
 }
 
 // writeNew writes a file of mode 0600 that did not exist. After a crash there
@@ -122,7 +123,9 @@ func writeInPlace(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	if err = private.Restrict(path); err == nil {
+		_, err = f.Write(data)
+	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
@@ -147,7 +150,9 @@ func writeTemp(path string, data []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = f.Write(data)
+	if err = private.Restrict(f.Name()); err == nil { // before there is anything to read
+		_, err = f.Write(data)
+	}
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return "", errors.Join(err, os.Remove(f.Name()))
 	}

@@ -14,6 +14,7 @@ import (
 	"filippo.io/age/armor"
 
 	"fleet/node/fleet"
+	"fleet/node/private"
 	"fleet/node/wire"
 )
 
@@ -80,11 +81,15 @@ func CreateRootKeyFile(path, name string, root PrivateKey, certDER, passphrase [
 	if err := writeNew(path, b); err != nil {
 		return saveError("root-key", path, err)
 	}
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("save root key %s: %w", path, err)
 	}
-	if looseMode(info) && file.Sealed == "" {
+	why, err := private.Loose(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("save root key %s: %w", path, err)
+	}
+	if why != "" && file.Sealed == "" {
 		refused := fleet.Errorf(fleet.Invalid, "%s lies on a file system that lets others read every file", path).
 			WithHint("give a passphrase, or choose a path on a file system with permissions")
 		return errors.Join(refused, os.Remove(path))

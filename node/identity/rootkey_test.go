@@ -143,6 +143,7 @@ func TestRootKeyFileRefuses(t *testing.T) {
 			wantKind(t, err, c.kind, c.part)
 		})
 	}
+	needsModes(t, 0o640)
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}

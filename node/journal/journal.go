@@ -153,7 +153,7 @@ func open(path string) (*Journal, error) {
 	if err := os.Remove(newName(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openFile(path, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		f, err = createFile(path, encode(record{Kind: kindMarks}), false)
 	}
@@ -440,7 +440,7 @@ func newName(path string) string { return path + ".new" }
 // replaced only if replace is set.
 func createFile(path string, frames []byte, replace bool) (_ *os.File, err error) {
 	tmp := newName(path)
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := openFile(tmp, true)
 	if err != nil {
 		return nil, err
 	}
@@ -462,7 +462,7 @@ func createFile(path string, frames []byte, replace bool) (_ *os.File, err error
 	if _, err := os.Lstat(path); err == nil && !replace {
 		return nil, fmt.Errorf("%s: %w", path, fs.ErrExist)
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := rename(tmp, path); err != nil {
 		return nil, err
 	}
 	return f, syncDir(filepath.Dir(path))

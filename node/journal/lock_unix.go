@@ -40,3 +40,13 @@ func syncDir(dir string) error {
 	}
 	return d.Close()
 }
+
+// openFile opens a file for reading and writing; with create a new, empty one.
+func openFile(path string, create bool) (*os.File, error) {
+	if create {
+		return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	}
+	return os.OpenFile(path, os.O_RDWR, 0)
+}
+
+func rename(from, to string) error { return os.Rename(from, to) }

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"fleet/node/fleet"
+	"fleet/node/private"
 )
 
 // WriteScript writes a new file, of mode 0700 and the owner's, that is to be
@@ -74,6 +75,11 @@ func CheckOwnDir(path string) error {
 	case runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0:
 		wrong = fmt.Sprintf("can be written to by others (mode %o)", info.Mode().Perm())
 	default:
+		if wrong, err = private.Usurped(path); err != nil {
+			return fmt.Errorf("directory of commands: %w", err)
+		}
+	}
+	if wrong == "" {
 		return nil
 	}
 	return fleet.Errorf(fleet.Denied, "%s %s: what commands run could be put there by others", path, wrong).

@@ -12,9 +12,13 @@ for tool in wine python3; do
 	fi
 done
 
-# Tests that Wine cannot pass, with the reason. A test that needs to know skips
-# itself, see wine() in node/process.
-skip=
+# Tests that Wine cannot pass. It neither replaces a file that is open nor
+# removes one, as the journal and the blobs do, and it has no mode bits. What
+# needs to know of Wine by itself is in node/process, see wine() there.
+skip='^(TestAdmits|TestCompact|TestCompactShrinksAFileOfFinishedCommands|TestOpenAfterACrash|TestPutGetHasRemoveList)$'
+
+# Wine keeps access lists as mode bits: what this leaves is what they can say.
+umask 077
 
 work=$(mktemp -d)
 export CGO_ENABLED=0 GOOS=windows GOARCH=amd64
@@ -29,13 +33,18 @@ python3 scripts/wine/prng.py "$WINEPREFIX/drive_c/windows/system32/bcryptprimiti
 # its own tests choose it by this variable.
 at=$(go env GOROOT)/src/internal/syscall/windows/at_windows.go
 sed 's/^var TestDeleteatFallback bool$/var TestDeleteatFallback = true/' "$at" >"$work/at_windows.go"
-printf '{"Replace":{"%s":"%s"}}\n' "$at" "$work/at_windows.go" >"$work/overlay.json"
+# Nor does it know one of the two wishes that Go has for a UDP socket: not to
+# hear of networks that cannot be reached.
+udp=$(go env GOROOT)/src/net/fd_windows.go
+sed '/windows.SIO_UDP_NETRESET,/s/.*/err = nil; _ = windows.SIO_UDP_NETRESET/' "$udp" >"$work/fd_windows.go"
+printf '{"Replace":{"%s":"%s","%s":"%s"}}\n' "$at" "$work/at_windows.go" "$udp" "$work/fd_windows.go" >"$work/overlay.json"
 
 go build -overlay "$work/overlay.json" -o "$work/fleet.exe" .
 wine "$work/fleet.exe" version
 
 failed=0
-for package in node/process node/config node/journal node/blob node/identity; do
+echo "test-windows: not run under Wine: $skip"
+for package in node/process node/private node/config node/journal node/blob node/identity; do
 	go test -overlay "$work/overlay.json" -c -o "$work/test.exe" "./$package"
 	(cd "$package" && timeout 600 wine "$work/test.exe" -test.v -test.skip "$skip") >"$work/out" 2>&1 || failed=1
 	grep -E '^ *--- (FAIL|SKIP)|^(PASS|FAIL|panic)|_test\.go:' "$work/out" | sed "s#^#$package: #" || true
