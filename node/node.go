@@ -19,9 +19,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"fleet/gossip"
@@ -490,6 +492,9 @@ func (n *Node) isRemoved(id fleet.NodeID) bool {
 	return n.view.isRemoved(id) && !slices.Contains(n.voters(), id)
 }
 
+// noUnixSockets is WSAEAFNOSUPPORT: Windows before 2018, and Wine.
+const noUnixSockets = syscall.Errno(10047)
+
 // listenLocal opens the local socket.
 func (n *Node) listenLocal() error {
 	if n.cfg.Socket == "" {
@@ -499,6 +504,10 @@ func (n *Node) listenLocal() error {
 		return fmt.Errorf("open local socket: %w", err)
 	}
 	l, err := api.ListenLocal(n.cfg.Socket)
+	if runtime.GOOS == "windows" && errors.Is(err, noUnixSockets) {
+		n.log.Warn("this Windows has no local sockets: commands on this host cannot ask its agent", "err", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
