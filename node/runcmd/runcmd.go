@@ -468,12 +468,6 @@ type job struct {
 	account process.Account
 }
 
-// The environment of a script besides what its document's parameters add.
-const (
-	scriptPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	scriptLang = "C.UTF-8"
-)
-
 // prepare reads a document and its parameters. Whatever is wrong with them is
 // wrong on every try.
 func (r *Runner) prepare(content, parameters []byte, t *ticket.Ticket) (*job, error) {
@@ -496,13 +490,10 @@ func (r *Runner) prepare(content, parameters []byte, t *ticket.Ticket) (*job, er
 		return nil, err
 	}
 	j.steps = steps
-	j.env = append([]string{
-		"PATH=" + scriptPath, "LANG=" + scriptLang,
-		"HOME=" + orElse(j.account.Home, "/"), "USER=" + j.account.Name, "LOGNAME=" + j.account.Name,
-		"SHELL=" + orElse(j.account.Shell, "/bin/sh"),
-		"FLEET_COMMAND_ID=" + string(t.Command), "FLEET_NODE_ID=" + string(r.cfg.Self),
-		"AWS_SSM_INSTANCE_ID=" + string(r.cfg.Self), "SSM_COMMAND_ID=" + string(t.Command),
-	}, env...)
+	j.env = append(scriptEnvironment(runtime.GOOS, j.account, os.Getenv),
+		"FLEET_COMMAND_ID="+string(t.Command), "FLEET_NODE_ID="+string(r.cfg.Self),
+		"AWS_SSM_INSTANCE_ID="+string(r.cfg.Self), "SSM_COMMAND_ID="+string(t.Command))
+	j.env = append(j.env, env...)
 	return j, process.CheckEnv(j.env)
 }
 
