@@ -17,10 +17,9 @@ func (e *env) nodeRmCommand() *cli.Command {
 		Name: "rm", Aliases: []string{"delete", "remove"}, ArgsUsage: "NODE...", Usage: "remove hosts from the fleet for good",
 		Description: `The registry forgets the host, every quorum host closes its connections, and
 its key never counts again. What was open on it ends, as Undeliverable or
-Interrupted. To bring the machine back, let it join as a new node: with
-"fleet activation create --replaces NODE" it takes over name and labels.
-Hosts of the quorum cannot be removed. A host that goes by itself says so with
-"fleet leave".
+Interrupted. To bring the machine back, let it join as a new node, with a new
+activation: "fleet join" in its data directory makes another key.
+Hosts of the quorum cannot be removed.
 
 Examples:
   fleet node rm web7
@@ -105,9 +104,6 @@ func (e *env) removedTable(w io.Writer, nodes []fleet.NodeView) {
 }
 
 func removedBy(r *fleet.RemovedView) string {
-	if r.Operator == "" {
-		return "itself"
-	}
 	return string(r.Operator)
 }
 

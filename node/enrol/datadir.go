@@ -77,14 +77,6 @@ type peersFile struct {
 // ErrNotEnrolled is returned by OpenDir for a directory without a fleet in it.
 var ErrNotEnrolled = errors.New("this host is not enrolled")
 
-// ErrGone is in the chain of what OpenDir says of a directory whose host left
-// its fleet. The error around it has the words.
-var ErrGone error = errGone{}
-
-type errGone struct{}
-
-func (errGone) Error() string { return "" }
-
 // OpenDir opens the data directory of an enrolled host and checks its layout.
 func OpenDir(path string) (*Dir, *Fleet, error) {
 	d := &Dir{path: path}
@@ -117,13 +109,6 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 	if _, err := fleet.ParseNodeID(string(f.Node)); err != nil {
 		return nil, nil, fleet.Errorf(fleet.Corrupt, "%s is damaged: %w", d.File("fleet.json"), err)
 	}
-	if gone, err := d.Gone(); err != nil {
-		return nil, nil, err
-	} else if gone != nil && gone.How == GoneLeft {
-		e := fleet.Errorf(fleet.NotFound, "%s", gone.Message)
-		e.Err = ErrGone
-		return nil, nil, e.WithHint(`"fleet join" makes this host a new node of a fleet`)
-	}
 	return d, &f, nil
 }
 
@@ -132,9 +117,6 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 func refuseEnrolled(path string) error {
 	d, f, err := OpenDir(path)
 	if errors.Is(err, ErrNotEnrolled) {
-		return nil
-	}
-	if errors.Is(err, ErrGone) {
 		return nil
 	}
 	if err != nil {
