@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 	"time"
 
 	"fleet/node/enrol"
@@ -171,7 +172,7 @@ func (n *Node) putBlob(ctx context.Context, voter fleet.NodeID, d fleet.Digest) 
 func (n *Node) deliver(ctx context.Context, _ identity.Peer, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
 	if len(req.Trust) > 0 {
 		if err := n.setTrust(req.Trust); err != nil {
-			return nil, err
+			return notNow(err)
 		}
 	}
 	if _, ok := n.clock.FleetTime(); !ok {
@@ -182,7 +183,7 @@ func (n *Node) deliver(ctx context.Context, _ identity.Peer, req *rpc.DeliverReq
 		Document: req.Document, DocumentName: req.DocumentName, Parameters: req.Parameters,
 	})
 	if err != nil {
-		return nil, err
+		return notNow(err)
 	}
 	return deliverResponse(a), nil
 }
@@ -192,7 +193,7 @@ func (n *Node) deliver(ctx context.Context, _ identity.Peer, req *rpc.DeliverReq
 func (n *Node) cancelCommand(ctx context.Context, _ identity.Peer, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
 	if len(req.Trust) > 0 {
 		if err := n.setTrust(req.Trust); err != nil {
-			return nil, err
+			return notNow(err)
 		}
 	}
 	if _, ok := n.clock.FleetTime(); !ok {
@@ -200,7 +201,7 @@ func (n *Node) cancelCommand(ctx context.Context, _ identity.Peer, req *rpc.Canc
 	}
 	a, err := n.runner.Cancel(ctx, runcmd.Cancellation{Cancel: req.Cancel, Index: req.Index, Path: req.Path})
 	if err != nil {
-		return nil, err
+		return notNow(err)
 	}
 	return deliverResponse(a), nil
 }
@@ -211,6 +212,22 @@ func (n *Node) query(_ context.Context, _ identity.Peer, req *rpc.QueryCommandRe
 		return nil, fleet.Errorf(fleet.NotFound, "command %s attempt %d is not known here", req.Command, req.Attempt)
 	}
 	return deliverResponse(a), nil
+}
+
+// notNow is the answer of a host that cannot take an order because something is
+// wrong with itself, such as a full disk: whoever waits for it is told what. What
+// is wrong with the order is an error.
+func notNow(err error) (*rpc.DeliverResponse, error) {
+	switch fleet.KindOf(err) {
+	case fleet.Other, fleet.Unavailable, fleet.Unknown:
+	default:
+		return nil, err
+	}
+	reason := err.Error()
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		reason = "the disk is full: " + reason
+	}
+	return deliverResponse(runcmd.NotReadyAnswer(reason)), nil
 }
 
 func deliverResponse(a runcmd.Answer) *rpc.DeliverResponse {

@@ -150,6 +150,7 @@ func results(s *step, e *entry.Results) (any, error) {
 const (
 	reasonCancelled    = "cancelled; the host was not reached, or did not answer, before the time to deliver was over"
 	reasonNotDelivered = "the host was not reached, or did not answer, before the time to deliver was over"
+	reasonNotTaken     = "the host did not take the command before the time to deliver was over; its last answer: "
 	reasonNotReported  = "the host took the command, but no result came before the command expired"
 )
 
@@ -168,6 +169,10 @@ func expire(s *step, e *entry.Expire) (any, error) {
 	if !c.Open() || !undelivered && !expired {
 		return c, nil
 	}
+	said := make(map[uint32]string, len(e.Said))
+	for _, answer := range e.Said {
+		said[answer.Index] = answer.Text
+	}
 	changed := s.changing(c)
 	for n := uint32(0); uint64(n)*fleet.ShardSize < uint64(len(c.Targets)); n++ {
 		rows := slices.Clone(s.Shard(c.ID, n))
@@ -177,6 +182,9 @@ func expire(s *step, e *entry.Expire) (any, error) {
 			switch {
 			case row.State == fleet.Pending && undelivered:
 				end.Reason = reasonNotDelivered
+				if text := said[row.Index]; text != "" {
+					end.Reason = reasonNotTaken + text
+				}
 			case row.State == fleet.CancelPending && undelivered:
 				// It may not start there any more, which is what was asked for.
 				end.State, end.Reason = fleet.Cancelled, reasonCancelled

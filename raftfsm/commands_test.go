@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"fleet/node/fleet"
@@ -178,6 +179,25 @@ func TestMint(t *testing.T) {
 	w.refused(next(4), fleet.Expired)
 	w.must(w.results(c, fleet.Invocation{State: fleet.Success}))
 	w.refused(next(4), fleet.Conflict)
+}
+
+// TestExpireSaid: what a host answered last is its row's reason, unless it had
+// taken the command.
+func TestExpireSaid(t *testing.T) {
+	w := newWorld(t)
+	w.hosts(3)
+	c := w.must(w.send(1, nil)).(*fleet.Command)
+	w.must(w.results(c, fleet.Invocation{Index: 1, State: fleet.InProgress, Code: -1, Started: 5}))
+	text := strings.Repeat("x", entry.MaxSaidText)
+	w.now = c.Expires + int64(entry.Skew) + 1
+	w.must(&entry.Expire{Stamp: w.now, Command: c.ID, Attempt: 1, Said: []entry.Said{{Index: 0, Text: text}, {Index: 1, Text: text}, {Index: 99, Text: text}}})
+	rows := w.fsm.Store().Invocations(c.ID)
+	if r := rows[0].Reason; !strings.HasSuffix(r, "; its last answer: "+text) || strings.Contains(r, "not reached") || len(r) > entry.MaxReason {
+		t.Errorf("host 0: %q", r)
+	}
+	if rows[1].Reason != reasonNotReported || rows[2].Reason != reasonNotDelivered {
+		t.Errorf("the others: %q, %q", rows[1].Reason, rows[2].Reason)
+	}
 }
 
 func TestExpire(t *testing.T) {

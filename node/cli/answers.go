@@ -307,7 +307,7 @@ func (a *answers) totals() string {
 var remedies = map[string]string{
 	"Failed":            "read the output above, or fleet command output %s NODE --stderr",
 	"ExecutionTimedOut": "it was killed at its time limit: raise --timeout, or see what hangs",
-	"DeliveryTimedOut":  "it was not reached in time and will not start it: fleet node show NODE, then fleet command rerun %s --failed",
+	"DeliveryTimedOut":  "it did not take it in time and will not start it: fleet node show NODE, then fleet command rerun %s --failed",
 	"Undeliverable":     "it refused to start it, for the reason given; nothing ran there",
 	"Interrupted":       "the host stopped in the middle; it is not run again by itself: look there, then fleet command rerun %s --node NODE",
 	"Cancelled":         "it was cancelled; to run it there after all: fleet command rerun %s --failed",

@@ -226,7 +226,7 @@ func TestCancelNotReady(t *testing.T) {
 			synctest.Wait()
 			w.cancel(c)
 			time.Sleep(time.Second)
-			wantTimes(t, "cancels", w.cancelledAt(0), seconds(0, 0.25))
+			wantTimes(t, "cancels", w.cancelledAt(0), seconds(0, 0)) // at once, with the trust.json
 			if s := w.state(c, 0); s != fleet.Cancelled {
 				t.Errorf("state %s", s)
 			}

@@ -36,6 +36,7 @@ const (
 	deliverTimeout = 10 * time.Second
 	firstRetry     = 250 * time.Millisecond
 	lastRetry      = 10 * time.Second
+	lastCollect    = 2 * time.Second // as lastRetry, for a ticket: no host hears of the command until there is one
 	// redeliver is when a host that took the command is asked again if still no
 	// row says so: what it answered was lost on its way into the log.
 	redeliver     = 5 * time.Second

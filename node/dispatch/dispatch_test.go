@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
@@ -201,17 +202,77 @@ func TestNotReady(t *testing.T) {
 			}
 			w.lead()
 			time.Sleep(20 * time.Second)
-			wantTimes(t, "deliveries", w.delivered(0), seconds(0, 0.25, 0.75, 1.75, 3.75, 7.75))
+			asks := tc.resp.State != 9 && tc.resp.Result == nil
+			want := seconds(0, 0.25, 0.75, 1.75, 3.75, 7.75)
+			if asks {
+				want = seconds(0, 0, 0.5, 1.5, 3.5, 7.5) // with the trust.json at once, but once
+			}
+			wantTimes(t, "deliveries", w.delivered(0), want)
 			if s := w.state(c, 0); s != fleet.InProgress {
 				t.Errorf("state %s", s)
 			}
 			bare := len(w.deliveries[0].req.Trust) == 0
 			again := bytes.Equal(w.deliveries[1].req.Trust, w.store().Trust().Raw())
-			if asks := tc.resp.State != 9 && tc.resp.Result == nil; !bare || again != asks {
+			if !bare || again != asks {
 				t.Errorf("trust.json in the first delivery %v, in the second %v; want it in the second: %v", !bare, again, asks)
 			}
 		})
 	}
+}
+
+// TestNewerTrust: a host that does not accept the ticket is asked again as soon
+// as there is a newer trust.json, however long it has waited by then.
+func TestNewerTrust(t *testing.T) {
+	bubble(t, "", 3, func(t *testing.T, w *world) {
+		c := w.send(1)
+		w.host = func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+			if trust, err := identity.ParseTrust(req.Trust, rootKey.Public()); err == nil && trust.Version == 2 {
+				return accepts(n, req)
+			}
+			return &rpc.DeliverResponse{State: rpc.DeliverRefused, Reason: "0 of 1 needed voters signed it (trust version 1)"}, nil
+		}
+		w.lead()
+		time.Sleep(16 * time.Second) // tries are 8 s apart
+		before := len(w.delivered(0))
+		next, err := identity.ParseTrust(trustJSON(t, 2, 3), rootKey.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		txn := w.store().Write() // not a change of voters is tested here
+		txn.PutTrust(next)
+		txn.Commit()
+		time.Sleep(200 * time.Millisecond)
+		if s := w.state(c, 0); s != fleet.InProgress {
+			t.Errorf("0.2 s after a newer trust.json: %s after %d more deliveries", s, len(w.delivered(0))-before)
+		}
+	})
+}
+
+// TestSaid: the row of a host that answered, and did not take the command, says
+// what it answered; that of one that was not reached does not.
+func TestSaid(t *testing.T) {
+	bubble(t, "", 3, func(t *testing.T, w *world) {
+		c := w.send(1)
+		long := strings.Repeat("ü", 300)
+		w.host = func(n int, _ *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+			switch {
+			case n == 0 && w.now() < 50*time.Second:
+				return &rpc.DeliverResponse{State: rpc.DeliverNotReady, Reason: "the disk of /d is full"}, nil
+			case n == 1:
+				return &rpc.DeliverResponse{State: rpc.DeliverNotReady, Reason: long}, nil
+			}
+			return nil, errors.New("nobody there")
+		}
+		w.lead()
+		w.until("ended", w.ended(c))
+		for n, want := range []string{"its last answer: not ready: the disk of /d is full", "its last answer: not ready: üü", "the host was not reached"} {
+			index, _ := state.TargetIndex(c, w.row(n).ID)
+			row := w.store().Invocation(c.ID, index)
+			if row.State != fleet.DeliveryTimedOut || !strings.Contains(row.Reason, want) || !utf8.ValidString(row.Reason) {
+				t.Errorf("host %d: %s %q, want %q", n, row.State, row.Reason, want)
+			}
+		}
+	})
 }
 
 // TestRefusedByWord: a host that may not start it says so, signed.

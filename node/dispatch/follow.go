@@ -1,11 +1,15 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"fleet/node/fleet"
 	"fleet/node/rpc"
@@ -38,6 +42,8 @@ type host struct {
 	cancel  bool      // the row is cancelled: only that is sent
 	took    bool      // it said that it holds the command
 	stale   bool      // it may want a newer trust.json first
+	asked   uint32    // version of the newest trust.json that was sent to it
+	said    string    // its last answer that it does not take the command
 	next    time.Time // when to send next, if no row says that this is done
 	backoff time.Duration
 }
@@ -59,6 +65,7 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 	for {
 		store := d.cfg.Store()
 		changed, abandoned := store.WatchCommand(id), store.Abandoned() // before the read: no change is missed
+		retrust := store.WatchTrust()
 		c := store.Command(id)
 		if c == nil {
 			return fmt.Errorf("command %s is gone", id)
@@ -75,6 +82,7 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
+		case <-retrust:
 		case <-changed:
 		case <-abandoned:
 		case o := <-f.outcomes:
@@ -94,6 +102,7 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
 	now := f.d.cfg.Now()
 	late := now.UnixNano() >= c.NotAfter
+	trust := store.Trust().Version
 	var ready, cancels []uint32 // hosts to deliver to now, or to stop
 	unheard, open := false, false
 	var again time.Time // when the next host is due
@@ -103,6 +112,9 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 			continue
 		}
 		h := f.host(inv.Index)
+		if h.stale && h.asked < trust {
+			h.next = time.Time{} // with ours it may say something else: at once, for each version once
+		}
 		cancelling := inv.State.Cancelling()
 		if cancelling && !h.cancel {
 			h.turn()
@@ -129,7 +141,7 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		due = patient
 	}
 	if !now.Before(due) {
-		_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt})
+		_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt, Said: f.said()})
 		return time.Second, err
 	}
 	wait := due.Sub(now)
@@ -149,7 +161,7 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 	}
 	if err := f.authorise(ctx, c, now); err != nil {
 		f.next = now.Add(f.backoff)
-		f.backoff = min(2*f.backoff, lastRetry)
+		f.backoff = min(2*f.backoff, lastCollect)
 		return min(wait, f.next.Sub(now)), err
 	}
 	f.backoff = firstRetry
@@ -157,6 +169,18 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		f.deliver(ctx, store, c, index)
 	}
 	return wait, nil
+}
+
+// said is what hosts answered that did not take the command.
+func (f *follower) said() []entry.Said {
+	var all []entry.Said
+	for index, h := range f.hosts {
+		if h.said != "" && !h.took {
+			all = append(all, entry.Said{Index: index, Text: h.said})
+		}
+	}
+	slices.SortFunc(all, func(a, b entry.Said) int { return cmp.Compare(a.Index, b.Index) })
+	return all[:min(len(all), entry.MaxSaid)]
 }
 
 func (f *follower) host(index uint32) *host {
@@ -230,8 +254,8 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 		Ticket: f.ticket, Index: index, Path: f.tree.Path(int(index)),
 		Document: store.Content(c.Document), DocumentName: c.DocumentName, Parameters: c.Parameters,
 	}
-	if f.host(index).stale {
-		req.Trust = store.Trust().Raw()
+	if h := f.host(index); h.stale {
+		req.Trust, h.asked = store.Trust().Raw(), store.Trust().Version
 	}
 	f.send(ctx, outcome{index: index}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
 		return f.d.cfg.Deliver(ctx, c.Targets[index], req)
@@ -254,8 +278,8 @@ func (f *follower) cancel(ctx context.Context, store *state.Store, c *fleet.Comm
 	}
 	for _, index := range indexes {
 		req := &rpc.CancelRequest{Cancel: signed, Index: index, Path: f.tree.Path(int(index))}
-		if f.host(index).stale {
-			req.Trust = store.Trust().Raw()
+		if h := f.host(index); h.stale {
+			req.Trust, h.asked = store.Trust().Raw(), store.Trust().Version
 		}
 		f.send(ctx, outcome{index: index, cancel: true}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
 			return f.d.cfg.Cancel(ctx, c.Targets[index], req)
@@ -321,7 +345,7 @@ func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o ou
 		if len(o.resp.Result) == 0 {
 			// It refused without putting its name to it: its trust.json or its
 			// clock may be behind. That is no answer; try again with ours.
-			h.stale = true
+			h.stale, h.said = true, saying("refused: ", o.resp.Reason)
 			log.Warn("host refused without a signed answer", "cancel", o.cancel, "reason", o.resp.Reason)
 			return false
 		}
@@ -331,8 +355,21 @@ func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o ou
 		}
 		return true
 	case rpc.DeliverNotReady:
-		h.stale = true
+		h.stale, h.said = true, saying("not ready: ", o.resp.Reason)
 		log.Debug("host is not ready", "reason", o.resp.Reason)
 	}
 	return false
+}
+
+// saying is a host's answer as it is told to people.
+func saying(state, reason string) string {
+	text := state + strings.ToValidUTF8(reason, "?")
+	if len(text) <= entry.MaxSaidText {
+		return text
+	}
+	end := entry.MaxSaidText
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end]
 }

@@ -45,6 +45,14 @@ func TestAFullDiskIsSurvived(t *testing.T) {
 	if full == 0 {
 		t.Fatal("the disk did not fill")
 	}
+	// A host that starts with a full disk can say that it is full.
+	_ = j.Close()
+	if j, err = Open(path); err != nil {
+		t.Fatalf("with a full disk: %v", err)
+	}
+	if err := j.Accept(key(2000), acceptedOf(2000)); fleet.KindOf(err) != fleet.Unavailable {
+		t.Errorf("after a start with a full disk: %v", err)
+	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}

@@ -191,7 +191,11 @@ func (j *Journal) load() error {
 	}
 	j.size, j.synced = int64(good), int64(good)
 	// Says that all of it was on disk, so that damage to it is known as such.
-	return j.appendLocked(record{Kind: kindMarks, Origin: j.origin, Expired: j.expired})
+	err = j.appendLocked(record{Kind: kindMarks, Origin: j.origin, Expired: j.expired})
+	if fleet.KindOf(err) == fleet.Unavailable {
+		return nil // a full disk: the host must come up, to say so
+	}
+	return err
 }
 
 // Close closes the file.

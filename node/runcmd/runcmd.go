@@ -409,7 +409,12 @@ func (r *Runner) notWritten(err error) (Answer, error) {
 	if r.fatal(err) {
 		return Answer{}, err
 	}
-	return Answer{State: NotReady, Reason: cut(err.Error(), maxReason)}, nil
+	return NotReadyAnswer(err.Error()), nil
+}
+
+// NotReadyAnswer is that this host cannot take a command now.
+func NotReadyAnswer(reason string) Answer {
+	return Answer{State: NotReady, Reason: cut(reason, maxReason)}
 }
 
 // Query says what became of a command; false if this host never took it.

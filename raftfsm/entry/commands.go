@@ -136,7 +136,23 @@ type Expire struct {
 	Stamp   int64           `msgpack:"s"`
 	Command fleet.CommandID `msgpack:"c"`
 	Attempt uint32          `msgpack:"a"`
+
+	// Said is why hosts that were reached did not take the command, as far as
+	// the leader remembers. It is told to people, and decides nothing.
+	Said []Said `msgpack:"w,omitempty"` // at most MaxSaid, ascending by Index
 }
+
+// Said is the last answer of a host that did not take a command.
+type Said struct {
+	Index uint32 `msgpack:"i"`
+	Text  string `msgpack:"t"`
+}
+
+// Limits of Expire.Said: with what Apply puts before a text it is a reason.
+const (
+	MaxSaid     = fleet.ShardSize
+	MaxSaidText = 150 // bytes
+)
 
 // Kind is KindExpire.
 func (*Expire) Kind() Kind { return KindExpire }
@@ -145,6 +161,17 @@ func (*Expire) Kind() Kind { return KindExpire }
 func (e *Expire) Check() error {
 	if err := CheckStamp(e.Stamp); err != nil {
 		return err
+	}
+	if len(e.Said) > MaxSaid {
+		return fleet.Errorf(fleet.Invalid, "%d answers of hosts are more than %d", len(e.Said), MaxSaid)
+	}
+	for i, s := range e.Said {
+		switch {
+		case i > 0 && s.Index <= e.Said[i-1].Index:
+			return fleet.Errorf(fleet.Invalid, "answers of hosts are not in ascending order at index %d", s.Index)
+		case s.Text == "" || len(s.Text) > MaxSaidText || !utf8.ValidString(s.Text):
+			return fleet.Errorf(fleet.Invalid, "the answer of the host at index %d is empty, over %d bytes or not UTF-8", s.Index, MaxSaidText)
+		}
 	}
 	_, err := fleet.ParseCommandID(string(e.Command))
 	return err
