@@ -211,11 +211,13 @@ func (e *env) ask(ctx context.Context, c *cli.Context, cred identity.Credential,
 			all = append(all, a.ActivationId+"\t"+strings.Map(oneLine, a.Description))
 		}
 	case dynamicOperators:
-		var who fleet.GetCallerIdentityResult
-		if err := api.Call(ctx, "GetCallerIdentity", fleet.GetCallerIdentityRequest{}, &who); err != nil {
+		var r fleet.DescribeOperatorsResult
+		if err := api.Call(ctx, "DescribeOperators", fleet.DescribeOperatorsRequest{}, &r); err != nil {
 			return nil, err
 		}
-		all = append(all, string(who.Operator))
+		for _, o := range r.Operators {
+			all = append(all, string(o.Name))
+		}
 	}
 	return all, nil
 }

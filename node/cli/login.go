@@ -28,6 +28,9 @@ const (
 	loginPause = 2 * time.Second
 )
 
+// grantHint says what of the command is for who types it to decide.
+const grantHint = "--may names what is allowed, --admin is everything"
+
 // pendingPrefix begins the name of the file that holds a key which the fleet
 // does not know yet; the fleet's ID follows. The same key is used when login
 // is repeated, so that what somebody was told to add stays right.
@@ -123,7 +126,7 @@ func (e *env) login(c *cli.Context) error {
 		return err
 	}
 	r := loginResult{FleetId: t.fleet, FleetName: t.name, Operator: cred.Operator, PublicKey: cred.Key.Public().Text()}
-	r.Command = fmt.Sprintf("fleet operator add %s --key %s", r.Operator, r.PublicKey)
+	r.Command = fmt.Sprintf("fleet operator add %s --key %s --may SendCommand", r.Operator, r.PublicKey)
 	e.sent = true
 	if c.Bool("no-wait") {
 		if who, api, err := e.whoIs(c.Context, cred, t.addresses); err == nil {
@@ -132,7 +135,8 @@ func (e *env) login(c *cli.Context) error {
 		}
 		return e.print(c, result{value: r, names: []string{r.PublicKey}, table: func(w io.Writer) {
 			fmt.Fprintln(w, r.Command)
-			fmt.Fprintf(e.err, "when an operator who may has typed that, repeat: fleet login %s --fleet %s\n", c.Args().First(), t.fleet)
+			fmt.Fprintf(e.err, "that is for an operator who may; %s; then repeat: fleet login %s --fleet %s\n", grantHint, firstOf(c.Args().First(), t.addresses[0]),
+				t.fleet)
 		}})
 	}
 	who, api, err := e.awaitAdmission(c, cred, t, r.Command, firstDuration(wait, defaultLogin))
@@ -370,8 +374,8 @@ func (e *env) awaitAdmission(c *cli.Context, cred identity.Credential, t *loginT
 		switch kind := fleet.KindOf(err); {
 		case ctx.Err() != nil:
 		case kind == fleet.Unauthenticated:
-			say("operator  %s\nkey       %s\nto be let in, somebody who may types\n  %s\nwaiting for that, %s at most; Ctrl-C stops, the same command goes on",
-				cred.Operator, cred.Key.Public().ID(), command, short(wait))
+			say("operator  %s\nkey       %s\nto be let in, somebody who may types\n  %s\n  (%s)\nwaiting for that, %s at most; Ctrl-C stops, the same command goes on",
+				cred.Operator, cred.Key.Public().ID(), command, grantHint, short(wait))
 		case kind == fleet.NoQuorum, kind == fleet.Unavailable, kind == fleet.Unknown, kind == fleet.NotLeader:
 			say("the quorum does not answer now; trying on")
 		default:
