@@ -187,7 +187,8 @@ func TestCancelWhileItWaitsForTheTime(t *testing.T) {
 		h.clock.set(0, true)
 		h.start()
 		synctest.Wait()
-		if a := h.cancel(t, w.cancellation(3)); a.State != Accepted {
+		// It ends at once: the answer may already have the result.
+		if a := h.cancel(t, w.cancellation(3)); a.State != Accepted && a.State != Done {
 			t.Errorf("cancelled: %+v", a)
 		}
 		if results, _ := h.reports(t, 1); results[0].State != fleet.Cancelled {
