@@ -185,6 +185,19 @@ func (n *Node) joinServer() *enrol.Server {
 			}
 			return m.rejoin(ctx, request)
 		},
+		Twins: func(node *fleet.Node) []fleet.NodeID {
+			m := n.member.Load()
+			if m == nil {
+				return nil
+			}
+			var twins []fleet.NodeID
+			for _, other := range m.fsm.Store().Nodes() {
+				if other.Name == node.Name && other.ID != node.ID {
+					twins = append(twins, other.ID)
+				}
+			}
+			return twins
+		},
 		Issuing: func() (*enrol.Issuing, error) {
 			m := n.member.Load()
 			if m == nil {

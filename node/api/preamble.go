@@ -125,7 +125,7 @@ func (s *Server) operator(ctx context.Context, name fleet.OperatorName, key flee
 		}
 	}
 	return nil, nil, fleet.Errorf(fleet.Unauthenticated, "the key of operator %q is not known to the fleet", name).
-		WithHint("the credential was revoked or belongs to a fleet that was made anew: use another with --credential FILE")
+		WithHint("the credential was revoked or belongs to a fleet that was made anew: use another with --credential FILE, or become an operator again: fleet logout, then fleet login")
 }
 
 func holds(o *fleet.Operator, key fleet.KeyID) bool {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -222,12 +223,12 @@ func (e *env) printActivation(c *cli.Context, created ssm.CreateActivationResult
 	return e.print(c, result{value: r, names: []string{r.ActivationId}, table: func(w io.Writer) {
 		if path == "" {
 			fmt.Fprintln(w, r.Token)
-			fmt.Fprintf(e.err, "activation %s; the token is not shown again. On the host:\n"+
-				"  FLEET_TOKEN=... fleet join --foreground\n", r.ActivationId)
+			fmt.Fprintf(e.err, "activation %s; the token is not shown again. On the host, which asks for it:\n"+
+				"  fleet join\n", r.ActivationId)
 			return
 		}
 		fmt.Fprintln(w, r.ActivationId)
-		fmt.Fprintf(e.err, "the token is in %s. On the host:\n  fleet join --token-file %s --foreground\n", path, path)
+		fmt.Fprintf(e.err, "the token is in %s. Copy it to the host; there:\n  fleet join --token-file %s\n", path, filepath.Base(path))
 	}})
 }
 

@@ -224,6 +224,10 @@ func (e *env) credential(c *cli.Context) (_ identity.Credential, path string, _ 
 		return cred, "", fleet.Errorf(fleet.NotFound, "there is no credential at %s", which.path).
 			WithHint("name another: --credential FILE or FLEET_CREDENTIAL")
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return cred, "", fleet.Errorf(fleet.Denied, "the credential %s may not be read by this user", which.path).
+			WithHint("use a credential of your own, which \"fleet login\" makes; name it: --credential FILE or FLEET_CREDENTIAL")
+	}
 	return cred, which.path, err
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -55,4 +56,16 @@ func TestContextsAreCredentialsOnly(t *testing.T) {
 	if got, err := w.contexts(); err != nil || strings.Join(got, " ") != "acme" {
 		t.Errorf("got %q, %v", got, err)
 	}
+}
+
+// TestUnreadableCredential: what another user may not read is said so.
+func TestUnreadableCredential(t *testing.T) {
+	if runtime.GOOS == "windows" || os.Geteuid() == 0 {
+		t.Skip("every file may be read")
+	}
+	file := filepath.Join(t.TempDir(), "credential")
+	if err := os.WriteFile(file, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	newWorld(t).check(t, 4, `^$`, `may not be read by this user\nhint: +use a credential of your own`, "whoami", "--credential", file)
 }

@@ -254,7 +254,7 @@ func TestJoinTakesTheActivationsName(t *testing.T) {
 		if code := w.run(t, create...); code != 0 {
 			t.Fatalf("case %d: exit %d: %s", i, code, w.stderr.String())
 		}
-		if code := w.run(t, join...); code != 0 || !strings.Contains(w.stdout.String(), "node   "+tt.want+"  mi-") {
+		if code := w.run(t, join...); code != 0 || !strings.Contains(w.stdout.String(), "node        "+tt.want+"  mi-") {
 			t.Errorf("case %d: exit %d: %s%s", i, code, w.stdout.String(), w.stderr.String())
 		}
 	}

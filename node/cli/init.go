@@ -136,7 +136,7 @@ func (e *env) describeInit(c *cli.Context, cfg *config.Config, opts *enrol.InitO
 }
 
 func (e *env) warnOneVoter(name string) {
-	fmt.Fprintf(e.err, "%s     one voter: when %s stops, nothing can be decided. Next: fleet quorum add\n",
+	fmt.Fprintf(e.err, "%s     one voter: when %s stops, nothing can be decided. Next: let two more hosts join (fleet activation create), then fleet quorum add\n",
 		e.paint(e.errTTY, yellow, "WARNING"), name)
 }
 

@@ -68,6 +68,7 @@ func (e *env) join(c *cli.Context) error {
 	}
 	opts := enrol.JoinOptions{
 		DataDir: cfg.DataDir, Token: token, NodeName: cfg.Name, Advertise: address, Now: e.now, Dial: e.dial,
+		Waits: func(addr string, _ error) { fmt.Fprintf(e.err, "%s gives no answer; asking the next host\n", addr) },
 	}
 	e.sent = true
 	r, err := enrol.Join(c.Context, opts)
@@ -83,19 +84,19 @@ func (e *env) join(c *cli.Context) error {
 		e.explainJoin(c, cfg, token, err)
 		return err
 	}
-	fmt.Fprintf(e.out, "fleet  %s  %s\n", escapeCell(r.Name), r.Fleet)
-	fmt.Fprintf(e.out, "node   %s  %s  at %s\n", escapeCell(r.NodeName), r.Node, address)
+	fmt.Fprintf(e.out, "fleet       %s  %s\n", escapeCell(r.Name), r.Fleet)
+	fmt.Fprintf(e.out, "node        %s  %s  at %s\n", escapeCell(r.NodeName), r.Node, address)
 	if plan != nil {
 		_, logs := plan.manager.Commands()
-		fmt.Fprintf(e.out, "config %s   data %s   logs %s\n", plan.spec.Config, cfg.DataDir, logs)
+		fmt.Fprintf(e.out, "config      %s   data %s   logs %s\n", plan.spec.Config, cfg.DataDir, logs)
 	} else {
-		fmt.Fprintf(e.out, "data   %s\n", cfg.DataDir)
+		fmt.Fprintf(e.out, "data        %s\n", cfg.DataDir)
 	}
 	for _, warning := range r.Warnings {
 		e.warningLines([]fleet.Warning{{Message: warning}})
 	}
 	if c.Bool("enroll-only") {
-		fmt.Fprintf(e.out, "start  %s\n", agentHint(c, cfg))
+		fmt.Fprintf(e.out, "start it    %s\n", agentHint(c, cfg))
 	}
 	return e.settle(c, cfg, plan)
 }

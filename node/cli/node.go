@@ -248,7 +248,7 @@ func theOne(nodes []fleet.NodeView, name string) (*fleet.NodeView, error) {
 		return &nodes[0], nil
 	}
 	return nil, fleet.Errorf(fleet.Conflict, "%d nodes are called %s", len(nodes), name).
-		WithHint("name it by its ID: %s", strings.Join(nodeNames(nodes), ", "))
+		WithHint("name it by its ID: %s; or give one another name: fleet node rename ID NAME", strings.Join(nodeNames(nodes), ", "))
 }
 
 func (e *env) nodeShow(c *cli.Context) error {

@@ -31,7 +31,7 @@ func (e *env) rejoin(c *cli.Context) error {
 		return err
 	}
 	fmt.Fprintf(e.out, "fleet  %s  %s\n", escapeCell(r.Name), r.Fleet)
-	fmt.Fprintf(e.out, "node   %s  %s  has a certificate of today\n", escapeCell(r.NodeName), r.Node)
+	fmt.Fprintf(e.out, "node        %s  %s  has a certificate of today\n", escapeCell(r.NodeName), r.Node)
 	for _, warning := range r.Warnings {
 		e.warningLines([]fleet.Warning{{Message: warning}})
 	}

@@ -43,8 +43,8 @@ or from the standard input, if that is not a terminal.
 Which hosts: --all is every host. --node takes names, IDs and node sets as
 ClusterShell writes them: web[01-20], web[1-9/2], rack[1-2]n[01-04], web* and
 @* (all), @NAME for a saved target; "," adds, "!" takes away, "&" keeps what is in both, "^" what is in one.
---label KEY=VALUE selects by label: KEY=A,B is either, repeated labels must all
-hold. --exclude takes hosts away from all of that. Quote a set for your shell.
+--label KEY=VALUE selects by label: KEY=A,B is either, KEY alone any value;
+repeated labels must all hold. --exclude takes hosts away from all of that. Quote a set for your shell.
 
 A host's output comes when it is done, not before. Equal answers are then shown
 once, with the names of their hosts; --diff shows how the others differ from the

@@ -107,7 +107,7 @@ func firewallRule(port string) string {
 			return fmt.Sprintf("ufw allow %s", port)
 		}
 	}
-	return fmt.Sprintf("nft insert rule inet filter input meta l4proto '{ tcp, udp }' th dport %s accept", port)
+	return fmt.Sprintf("nft insert rule inet filter input meta l4proto '{ tcp, udp }' th dport %s accept (the table and chain that \"nft list ruleset\" shows, and in the file that it is loaded from)", port)
 }
 
 // portOwner names the process that has a port open, "" if it cannot be seen.

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
@@ -126,7 +127,7 @@ func refuseEnrolled(path string) error {
 		return err
 	}
 	return fleet.Errorf(fleet.Conflict, "%s already holds host %s of fleet %s (%s)", d.path, f.Node, f.Name, f.Fleet).
-		WithHint(`start it with "fleet agent"; to enrol in another fleet choose an empty --data-dir`)
+		WithHint(`"fleet status" shows it, "fleet agent --service" starts it if it does not run; to enrol in another fleet give it an empty --data-dir`)
 }
 
 // refuseUsurped refuses a directory in which another user of the host could put
@@ -365,7 +366,15 @@ func (d *Dir) writeJSON(name string, v any, mode fs.FileMode) error {
 func (d *Dir) write(name string, b []byte, mode fs.FileMode) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := replaceFile(d.File(name), b, mode); err != nil {
+	return d.writeError(name, replaceFile(d.File(name), b, mode))
+}
+
+func (d *Dir) writeError(name string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fleet.Errorf(fleet.Unavailable, "write %s: the disk of %s is full", name, d.path).
+			WithHint("free some space there and repeat the command; a join that is repeated is counted once")
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return nil

@@ -59,6 +59,7 @@ type answer struct {
 	Trust       []byte   `msgpack:"tr,omitempty"`
 	GossipKeys  [][]byte `msgpack:"gk,omitempty"`
 	NodeRecord  []byte   `msgpack:"re,omitempty"`
+	Twins       []string `msgpack:"tw,omitempty"` // IDs of other hosts with this name, at most maxTwins
 	Origin      int64    `msgpack:"or,omitempty"` // stamp before which no command can be new to the joiner
 }
 

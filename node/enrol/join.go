@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"fleet/node/fleet"
@@ -21,6 +22,8 @@ const (
 	maxTried    = 16               // addresses in all
 	// maxRedirects is how many addresses of one host are followed.
 	maxRedirects = 8
+	// maxTwins is how many hosts of the same name a joiner is told of.
+	maxTwins = 4
 	// ClockWarning is the offset from which a joiner is told that its clock is wrong.
 	ClockWarning = 60 * time.Second
 )
@@ -33,6 +36,10 @@ type JoinOptions struct {
 	Advertise string // "ip:port" where the others reach this host
 	Now       func() time.Time
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil: the system's
+
+	// Waits is told of an address that gave no answer while others are left:
+	// a silent one takes its time. nil: nobody is.
+	Waits func(addr string, err error)
 }
 
 // JoinResult says what Join enrolled in.
@@ -69,7 +76,7 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &joiner{dial: o.Dial, now: o.Now, root: o.Token.Root, key: key, hello: func(peer identity.Peer) (hello, error) {
+	j := &joiner{dial: o.Dial, now: o.Now, waits: o.Waits, root: o.Token.Root, key: key, hello: func(peer identity.Peer) (hello, error) {
 		request, err := identity.NewJoinRequest(identity.JoinPayload{
 			Fleet: peer.Fleet, Activation: o.Token.Activation, Key: key.Public(),
 			Name: o.NodeName, Address: o.Advertise, Epoch: uint32(o.Now().Unix()),
@@ -93,6 +100,7 @@ type joiner struct {
 	root  fleet.Digest // of the fleet's root key
 	key   identity.PrivateKey
 	hello func(peer identity.Peer) (hello, error) // the question to a host of the quorum
+	waits func(addr string, err error)            // nil: nobody is told
 	// decided is set once a quorum host has answered the request with an error:
 	// other addresses would say the same.
 	decided bool
@@ -109,7 +117,7 @@ func (j *joiner) ask(ctx context.Context, addresses []string) (*answer, time.Dur
 	for range maxRounds {
 		var next []string
 		rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] })
-		for _, addr := range addrs {
+		for i, addr := range addrs {
 			if tried[addr] || len(tried) == maxTried {
 				continue
 			}
@@ -129,7 +137,13 @@ func (j *joiner) ask(ctx context.Context, addresses []string) (*answer, time.Dur
 				err = errors.New("it is not of the quorum and knows no other address of it")
 			}
 			if err != nil {
-				failures = append(failures, fmt.Errorf("%s: %w", addr, err))
+				if !strings.Contains(err.Error(), addr) {
+					err = fmt.Errorf("%s: %w", addr, err)
+				}
+				failures = append(failures, err)
+				if j.waits != nil && i < len(addrs)-1 {
+					j.waits(addr, err)
+				}
 			}
 			next = append(next, redirect...)
 		}
@@ -290,7 +304,27 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 	if w := clockWarning(offset); w != "" {
 		r.Warnings = append(r.Warnings, w)
 	}
+	if w := twinWarning(a.NodeName, peer.Node, a.Twins); w != "" {
+		r.Warnings = append(r.Warnings, w)
+	}
 	return r, nil
+}
+
+// twinWarning is empty when no other host has the name. Names need not be
+// unique, but a second one is nearly always a mistake, and the place to learn of
+// it is where it was made.
+func twinWarning(name string, node fleet.NodeID, twins []string) string {
+	var ids []string
+	for _, t := range twins[:min(len(twins), maxTwins)] {
+		if id, err := fleet.ParseNodeID(t); err == nil {
+			ids = append(ids, string(id))
+		}
+	}
+	if len(ids) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("another host is called %s too (%s): commands must name them by ID; to give this one another name: fleet node rename %s NAME",
+		name, strings.Join(ids, ", "), node)
 }
 
 // clockWarning is empty for a clock that is near enough.

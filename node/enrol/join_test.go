@@ -6,11 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,6 +186,56 @@ func (w *world) quorumHostAt(ip string, change ...func(*ServerConfig)) {
 	w.serve(ip, w.quorumCert(), nil, change...)
 }
 
+// TestTakenName: a second host of a name is enrolled, and told.
+func TestTakenName(t *testing.T) {
+	bubble(t, "twin", func(t *testing.T, w *world) {
+		var twins []fleet.NodeID
+		w.quorumHost(func(c *ServerConfig) { c.Twins = func(*fleet.Node) []fleet.NodeID { return twins } })
+		token := w.activation(2, time.Hour, "10.0.0.1:7790")
+		o := w.joinOptions(token)
+		first := must[*JoinResult](t)(Join(t.Context(), o))
+		if len(first.Warnings) != 0 {
+			t.Errorf("the first of its name is warned: %q", first.Warnings)
+		}
+		twins, o.DataDir = []fleet.NodeID{first.Node, "no ID"}, t.TempDir()
+		r := must[*JoinResult](t)(Join(t.Context(), o))
+		want := "another host is called web01 too (" + string(first.Node) + "): "
+		rename := "fleet node rename " + string(r.Node) + " NAME"
+		if len(r.Warnings) != 1 || !strings.HasPrefix(r.Warnings[0], want) || !strings.HasSuffix(r.Warnings[0], rename) {
+			t.Errorf("warnings %q, want one that begins with %q and ends with %q", r.Warnings, want, rename)
+		}
+	})
+}
+
+// TestWaits: while one address is silent and others are left, it is said which.
+func TestWaits(t *testing.T) {
+	bubble(t, "two of three are silent", func(t *testing.T, w *world) {
+		w.quorumHost()
+		var waited []string
+		o := w.joinOptions(w.activation(1, time.Hour, "10.0.0.1:7790"))
+		o.Token.Addresses = []string{"10.0.0.2:7790", "10.0.0.3:7790"}
+		o.Waits = func(addr string, _ error) { waited = append(waited, addr) }
+		_, err := Join(t.Context(), o)
+		wantError(t, err, fleet.Unavailable, "10.0.0.2:7790")
+		if len(waited) != 1 { // of the last there is nothing to wait for
+			t.Errorf("waited for %q", waited)
+		}
+	})
+}
+
+// TestDiskFull: what a full disk stops says so, and what to do.
+func TestDiskFull(t *testing.T) {
+	d := &Dir{path: "/var/lib/fleet"}
+	err := d.writeError("trust.json", &fs.PathError{Op: "write", Path: "/var/lib/fleet/.new-1", Err: syscall.ENOSPC})
+	wantError(t, err, fleet.Unavailable, "the disk of /var/lib/fleet is full")
+	if hint := fleet.HintOf(err); !strings.Contains(hint, "free some space") {
+		t.Errorf("hint %q", hint)
+	}
+	if err := d.writeError("trust.json", fs.ErrPermission); fleet.HintOf(err) != "" || !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestClockTooWrong: before its clock is set such a host cannot even check whom
 // it speaks to.
 func TestClockTooWrong(t *testing.T) {
@@ -194,6 +246,9 @@ func TestClockTooWrong(t *testing.T) {
 			o.Now = func() time.Time { return time.Now().Add(off) }
 			_, err := Join(t.Context(), o)
 			wantError(t, err, fleet.Expired, "10.0.0.1:7790")
+			if n := strings.Count(err.Error(), "10.0.0.1:7790"); n != 1 {
+				t.Errorf("the address stands %d times in %q", n, err)
+			}
 			if hint := fleet.HintOf(err); !strings.Contains(hint, "clock") {
 				t.Errorf("hint %q", hint)
 			}

@@ -91,7 +91,7 @@ type ProbeResult struct {
 	Role     fleet.Role
 	Observed string        // the address that it sees this host at
 	Offset   time.Duration // of its clock from this host's
-	Took     time.Duration // of question and answer
+	Took     time.Duration // until it had proved who it is; what it tried for this host comes after
 
 	// CallBack is nil when the host could connect to the port; of kind
 	// Unavailable when it could not, of kind Throttled when it did not try.
@@ -106,10 +106,12 @@ func Probe(ctx context.Context, o ProbeOptions) (*ProbeResult, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
+	began := o.Now()
 	conn, root, err := transport.DialAny(ctx, o.Dial, o.Address, o.Now)
 	if err != nil {
 		return nil, err
 	}
+	answered := o.Now().Sub(began)
 	defer conn.Close() //nolint:errcheck // the answer was read or the error says more
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
@@ -126,7 +128,7 @@ func Probe(ctx context.Context, o ProbeOptions) (*ProbeResult, error) {
 	took := o.Now().Sub(sent)
 	r := &ProbeResult{
 		Fleet: conn.Peer.Fleet, Root: root, Node: conn.Peer.Node, Role: conn.Peer.Role, Observed: a.Observed,
-		Took: took, Offset: time.Unix(0, a.Time).Sub(sent.Round(0)) - took,
+		Took: answered, Offset: time.Unix(0, a.Time).Sub(sent.Round(0)) - took,
 	}
 	if o.CallBack == 0 {
 		return r, nil

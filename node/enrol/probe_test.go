@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -74,19 +75,27 @@ func TestCallBacksAreFew(t *testing.T) {
 func TestProbe(t *testing.T) {
 	w := newWorld(t, memnet.New(1))
 	const skew = 3 * time.Hour
+	var tried atomic.Int64 // how long the call back takes, by the clock of who asked
 	w.serve("10.0.0.1", w.quorumCert(), w.agentCert(), func(c *ServerConfig) {
 		now := c.Now
-		c.Now = func() time.Time { return now().Add(skew) }
+		c.Now = func() time.Time { return now().Add(skew + time.Duration(tried.Load())) }
 		c.Reaches = func(_ context.Context, addr string) error {
 			if host, port, _ := net.SplitHostPort(addr); host != "10.0.0.9" || port != "7790" {
 				t.Errorf("tried %s", addr)
 			}
+			tried.Store(int64(time.Hour))
 			return errors.New("silence")
 		}
 	})
-	r, err := Probe(t.Context(), ProbeOptions{Address: "10.0.0.1:7790", CallBack: 7790, Dial: w.net.Host("10.0.0.9").DialContext})
+	r, err := Probe(t.Context(), ProbeOptions{
+		Address: "10.0.0.1:7790", CallBack: 7790, Dial: w.net.Host("10.0.0.9").DialContext,
+		Now: func() time.Time { return time.Now().Add(time.Duration(tried.Load())) },
+	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if r.Took >= time.Hour {
+		t.Errorf("the host answered after %s, which counts its try to call back", r.Took)
 	}
 	if r.Role != fleet.RoleQuorum || fleet.KindOf(r.CallBack) != fleet.Unavailable || (r.Offset-skew).Abs() > time.Minute {
 		t.Errorf("got %+v", r)

@@ -41,6 +41,9 @@ type ServerConfig struct {
 	// removed; nil on an ordinary host.
 	Rejoin func(ctx context.Context, request []byte) (*fleet.Node, error)
 
+	// Twins names other hosts that are called like this one; nil knows of none.
+	Twins func(node *fleet.Node) []fleet.NodeID
+
 	// Issuing is what a quorum host signs with; of kind Unavailable while it
 	// does not vote.
 	Issuing func() (*Issuing, error)
@@ -195,6 +198,13 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	}
 	if err := s.certify(a, node); err != nil {
 		return nil, err
+	}
+	if s.cfg.Twins != nil {
+		for _, id := range s.cfg.Twins(node) {
+			if len(a.Twins) < maxTwins {
+				a.Twins = append(a.Twins, string(id))
+			}
+		}
 	}
 	s.cfg.Logger.Info("node enrolled", "enrolled", node.ID, "addr", node.Address)
 	return a, nil

@@ -174,7 +174,7 @@ func ParseNodeID(s string) (NodeID, error) {
 // ParseCommandID parses a command ID.
 func ParseCommandID(s string) (CommandID, error) {
 	if !uuidPattern.MatchString(s) {
-		return "", Errorf(Invalid, "command ID %.64q is not a lower-case UUID", s)
+		return "", Errorf(Invalid, "command ID %.64q is not a lower-case UUID", s).WithHint("see which there are: fleet command ls")
 	}
 	return CommandID(s), nil
 }
@@ -182,7 +182,7 @@ func ParseCommandID(s string) (CommandID, error) {
 // ParseActivationID parses an activation ID.
 func ParseActivationID(s string) (ActivationID, error) {
 	if !uuidPattern.MatchString(s) {
-		return "", Errorf(Invalid, "activation ID %.64q is not a lower-case UUID", s)
+		return "", Errorf(Invalid, "activation ID %.64q is not a lower-case UUID", s).WithHint("see which there are: fleet activation ls")
 	}
 	return ActivationID(s), nil
 }

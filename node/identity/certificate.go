@@ -302,7 +302,8 @@ func checkSignature(c *x509.Certificate, by fleet.PublicKey) error {
 }
 
 func checkTime(c *x509.Certificate, role string, now time.Time) error {
-	const hint = "compare this machine's clock with the other's; if both are right, the certificate must be renewed"
+	const hint = "compare this machine's clock with the other's (date -u) and set the wrong one (chronyc makestep, or timedatectl set-ntp true); " +
+		"if both are right, the certificate must be renewed"
 	if now.Before(c.NotBefore) {
 		return fleet.Errorf(fleet.Expired, "the %s certificate is valid from %s, but here it is %s",
 			role, clock(c.NotBefore), clock(now)).WithHint(hint)

@@ -326,6 +326,10 @@ func (c *Client) noneAnswered(failures []dialFailure) error {
 		if len(failures) == 1 {
 			return fleet.Errorf(chosen.Kind, "%s: %s", failures[0].addr, failures[0].err).WithHint("%s", chosen.Hint)
 		}
+		if addrs := sameAnswer(failures); addrs != nil {
+			return fleet.Errorf(chosen.Kind, "no quorum host of %s accepts %s: %s (asked: %s)",
+				c.cred.Name, c.cred.Operator, failures[0].err, strings.Join(addrs, ", ")).WithHint("%s", chosen.Hint)
+		}
 		return fleet.Errorf(chosen.Kind, "no quorum host of %s accepts %s:%s", c.cred.Name, c.cred.Operator, text.String()).
 			WithHint("%s", chosen.Hint)
 	}
@@ -338,6 +342,18 @@ func (c *Client) noneAnswered(failures []dialFailure) error {
 	}
 	return e.WithHint("check that the hosts run (fleet status on one of them) and that this machine may reach the port; " +
 		"other addresses: --connect IP:PORT")
+}
+
+// sameAnswer is the addresses of failures that all say the same; else nil.
+func sameAnswer(failures []dialFailure) []string {
+	var addrs []string
+	for _, f := range failures {
+		if f.err.Error() != failures[0].err.Error() {
+			return nil
+		}
+		addrs = append(addrs, f.addr)
+	}
+	return addrs
 }
 
 // CallStale is Call for a read that need not ask the quorum.

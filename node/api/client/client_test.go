@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"fleet/node/fleet"
+	"fleet/node/identity"
 )
 
 func TestReadEvents(t *testing.T) {
@@ -101,4 +102,18 @@ func FuzzParseError(f *testing.F) {
 			t.Error("no error")
 		}
 	})
+}
+
+// TestNoneAccepts: hosts that all say the same are not quoted one by one.
+func TestNoneAccepts(t *testing.T) {
+	c := &Client{cred: identity.Credential{Name: "acme", Operator: "ada"}}
+	unknown := func() error { return fleet.Errorf(fleet.Unauthenticated, "the key is not known").WithHint("log in") }
+	err := c.noneAnswered([]dialFailure{{addr: "10.0.0.1:7790", err: unknown()}, {addr: "10.0.0.2:7790", err: unknown()}})
+	if want := "no quorum host of acme accepts ada: the key is not known (asked: 10.0.0.1:7790, 10.0.0.2:7790)"; err.Error() != want || fleet.HintOf(err) != "log in" {
+		t.Errorf("got %q with %q, want %q", err, fleet.HintOf(err), want)
+	}
+	err = c.noneAnswered([]dialFailure{{addr: "10.0.0.1:7790", err: unknown()}, {addr: "10.0.0.2:7790", err: errors.New("refused")}})
+	if want := "accepts ada:\n  10.0.0.1:7790: the key is not known\n  10.0.0.2:7790: refused"; !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %q, want its end %q", err, want)
+	}
 }
