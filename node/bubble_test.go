@@ -552,6 +552,36 @@ func TestQuorumAddIsFinishedByTheNextLeader(t *testing.T) {
 	})
 }
 
+// TestQuorumAddIsRepeatedWhileItRuns sends the same request again while the
+// first one is still at work, as a client does whose connection broke: the
+// repetition gets the same answer, and is not told of "another change".
+func TestQuorumAddIsRepeatedWhileItRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, 2)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		req := b.votersRequest(c, 3)
+		const times = 3
+		answered := make(chan error, times)
+		for range times {
+			go func() {
+				var done fleet.AddVotersResult
+				err := c.Call(t.Context(), "AddVoters", req, &done)
+				if err == nil && len(done.Voters) != 3 {
+					err = fmt.Errorf("%d voters in the answer", len(done.Voters))
+				}
+				answered <- err
+			}()
+		}
+		for range times {
+			if err := <-answered; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // TestLeaderWithAWrongClockDecidesNothing sets the leader's clock days ahead in
 // the middle of a command. Stamps never fall: had it decided anything, every
 // signed request of those days would be late.

@@ -61,11 +61,11 @@ type Config struct {
 type Control struct {
 	cfg Config
 
-	membership sync.Mutex // one change of the quorum at a time
+	membership chan struct{} // holds a token while the quorum changes: one change at a time
 }
 
 // New makes a control.
-func New(cfg Config) *Control { return &Control{cfg: cfg} }
+func New(cfg Config) *Control { return &Control{cfg: cfg, membership: make(chan struct{}, 1)} }
 
 // Names of what hosts, not operators, ask to be decided. They carry their own
 // signatures; no door for operators accepts them.

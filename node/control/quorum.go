@@ -41,10 +41,11 @@ func (c *Control) Candidate(ctx context.Context, node fleet.NodeID) ([]byte, err
 // new trust.json is committed, and that happens after every candidate holds
 // its certificates and the log.
 func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
-	if !c.membership.TryLock() {
-		return nil, fleet.Errorf(fleet.Conflict, "another change of the quorum is under way").WithHint("wait for it to end: fleet quorum ls")
+	changed, err := c.changeQuorum(ctx)
+	if err != nil {
+		return nil, err
 	}
-	defer c.membership.Unlock()
+	defer changed()
 	var req fleet.AddVotersRequest
 	if err := wire.StrictJSON(body, &req); err != nil {
 		return nil, fleet.Errorf(fleet.Invalid, "%w", err)
@@ -79,6 +80,21 @@ func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
 	slices.Sort(result.Voters)
 	slices.Sort(result.Eligible)
 	return json.Marshal(result)
+}
+
+// changeQuorum waits for its turn to change who decides; done ends the turn.
+// It does not refuse at once: what is under way is often the same request,
+// whose caller lost its connection, or Reconcile on a leader that was elected
+// in the middle of it.
+func (c *Control) changeQuorum(ctx context.Context) (done func(), _ error) {
+	ctx, cancel := context.WithTimeout(ctx, membershipWait)
+	defer cancel()
+	select {
+	case c.membership <- struct{}{}:
+		return func() { <-c.membership }, nil
+	case <-ctx.Done():
+		return nil, fleet.Errorf(fleet.Conflict, "another change of the quorum is under way").WithHint("wait for it to end: fleet quorum ls")
+	}
 }
 
 // nextTrust reads the trust.json of the request: the version after the
@@ -180,9 +196,7 @@ func (c *Control) seat(ctx context.Context, trust *identity.Trust) error {
 // on who votes, or when ctx is done.
 func (c *Control) Reconcile(ctx context.Context) {
 	for {
-		c.membership.Lock()
-		err := c.seat(ctx, c.cfg.FSM.Store().Trust())
-		c.membership.Unlock()
+		err := c.reconcile(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -195,8 +209,29 @@ func (c *Control) Reconcile(ctx context.Context) {
 	}
 }
 
-// reconcileRetry is how long Reconcile waits for a host that does not answer.
-const reconcileRetry = 5 * time.Second
+func (c *Control) reconcile(ctx context.Context) error {
+	done, err := c.changeQuorum(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, reconcileTry)
+	defer cancel()
+	return c.seat(ctx, c.cfg.FSM.Store().Trust())
+}
+
+const (
+	// reconcileTry bounds one try of Reconcile, so that a host that does not
+	// answer keeps no other change of the quorum waiting.
+	reconcileTry = 10 * time.Second
+
+	// reconcileRetry is how long Reconcile waits for a host that does not answer.
+	reconcileRetry = 5 * time.Second
+
+	// membershipWait is how long one change of the quorum waits for another:
+	// less than its caller waits, who is told why.
+	membershipWait = time.Minute
+)
 
 func votes(trust *identity.Trust, id fleet.NodeID) bool {
 	return trust != nil && slices.ContainsFunc(trust.Voters, func(v identity.TrustVoter) bool { return v.Node == id })
