@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -21,7 +23,7 @@ const shell = "/bin/sh"
 // instead. The limits are set by the shell, before the program can fork: to set
 // them from outside needs a capability when the child is another user's.
 func gateScript(l Limits) string {
-	s := "read -r _ <&3 || exit 125; exec 3<&-; umask 022; "
+	s := "read -r _ <&3 || exit 125; exec 3<&-; umask 022; " + ownOOM()
 	if l.OpenFiles > 0 {
 		s += fmt.Sprintf("ulimit -n %d || exit 126; ", l.OpenFiles)
 	}
@@ -32,6 +34,26 @@ func gateScript(l Limits) string {
 		s += "ulimit -c 0 || exit 126; "
 	}
 	return s + `exec "$@"`
+}
+
+// ownOOM is oomReset for this process.
+var ownOOM = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return "" // not Linux
+	}
+	return oomReset(strings.TrimSpace(string(b)))
+})
+
+// oomReset makes a child as good a victim as any when this process, as a
+// service, is one of the last: the kernel hands the score down, and a command
+// that takes all memory must go before the agent does. To give up an advantage
+// needs no right.
+func oomReset(own string) string {
+	if n, err := strconv.Atoi(own); err != nil || n >= 0 {
+		return ""
+	}
+	return "{ echo 0 >/proc/self/oom_score_adj; } 2>/dev/null; "
 }
 
 // gate holds a child before it runs anything.
