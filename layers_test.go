@@ -36,7 +36,7 @@ type row struct {
 var rows = []row{
 	{"0", []string{"node/fleet", "node/private", "node/ssm", "node/wire"}},
 	{"1a", []string{
-		"raftfsm/entry", "node/identity", "node/authz", "node/document", "node/blob", "node/schedule",
+		"raftfsm/entry", "node/identity", "node/authz", "node/document", "node/blob", "node/disk", "node/schedule",
 		"node/config", "node/logging", "node/nodeset", "node/process", "node/outbound", "node/memnet",
 	}},
 	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets", "node/service"}},

@@ -39,6 +39,7 @@ func (n *Node) buildAgent() error {
 		Self: n.info.Node, Fleet: n.info.Fleet, Key: n.key, Journal: n.journal, Blobs: n.blobs, Dir: n.dir.File("work"),
 		Trust: n.trust.Load, Clock: fleetTime{n}, Report: n.report, Starter: n.cfg.Starter, Now: n.cfg.Now,
 		Cgroups: n.cfg.Cgroups, Limits: n.cfg.Limits,
+		Space:  n.disk.Check,
 		Logger: n.log.With("component", "runcmd"),
 	})
 	return err
@@ -49,6 +50,12 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 	if gone := n.gone.Load(); gone != nil {
 		return time.Time{}, errGone(gone)
 	}
+	said, err := n.askVoter(ctx, voter)
+	n.touch.note(voter, n.cfg.Now(), err)
+	return said, err
+}
+
+func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, error) {
 	req := &rpc.HeartbeatRequest{
 		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
 	}
@@ -75,6 +82,7 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 	if n.inbound.set(presence.Dial(resp.Dial)) {
 		n.log.Info("the leader has dialled this host", "answered", presence.Dial(resp.Dial) == presence.Answers)
 	}
+	n.touch.runs(voter, resp.Version)
 	if len(resp.NodeRecord) > 0 {
 		n.setRecord(resp.NodeRecord)
 	}

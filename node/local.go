@@ -18,7 +18,7 @@ func (n *Node) LocalStatus() fleet.LocalStatus {
 	s := fleet.LocalStatus{
 		Version: n.cfg.Version, FleetId: n.info.Fleet, FleetName: n.info.Name, InstanceId: n.info.Node, Name: n.Name(),
 		Role: n.role(), DataDir: n.dir.Path(), Address: n.advertised(), Leader: n.leader(), HeartbeatAge: -1,
-		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Warnings: n.hostWarnings(),
+		RingAlive: n.ringAlive(), OpenInvocations: n.runner.Open(), Disk: n.disk.State(), Warnings: n.hostWarnings(),
 		Containment: n.cfg.Cgroups.String(),
 	}
 	switch dial, _ := n.inbound.get(); dial {
@@ -110,7 +110,8 @@ func (n *Node) hostWarnings() []fleet.Warning {
 			})
 		}
 	}
-	return ws
+	ws = append(ws, n.disk.Warnings()...)
+	return append(ws, n.touchWarnings()...)
 }
 
 // outlook says how the quorum stands, as this member sees it. (An operator who

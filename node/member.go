@@ -313,7 +313,7 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	})
 	m.n.seen.Hear(peer.Node, req.Boot, peer.Source, now)
 	resp := &rpc.HeartbeatResponse{
-		Nonce: req.Nonce, Time: now.UnixNano(), Leader: m.quorum.Leader(), Clones: m.n.seen.Clones(peer.Node, now),
+		Nonce: req.Nonce, Time: now.UnixNano(), Leader: m.quorum.Leader(), Clones: m.n.seen.Clones(peer.Node, now), Version: m.n.cfg.Version,
 	}
 	if resp.Leader == m.n.info.Node {
 		resp.Dial = uint8(m.reachOf(peer.Node).Dial)

@@ -29,6 +29,7 @@ import (
 	"fleet/gossip"
 	"fleet/node/api"
 	"fleet/node/blob"
+	"fleet/node/disk"
 	"fleet/node/enrol"
 	"fleet/node/fleet"
 	"fleet/node/identity"
@@ -104,11 +105,13 @@ type Node struct {
 	transport *transport.Transport
 	rpcServer *rpc.Server
 	rpc       *rpc.Client // speaks as an agent; a member has another
+	disk      *disk.Budget
 	blobs     *blob.Store
 	journal   *journal.Journal
 	runner    *runcmd.Runner
 	clock     *presence.Clock
 	beats     *presence.Beats
+	touch     touch
 	seen      *presence.Table
 	ringLog   *slog.Logger
 	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
@@ -196,7 +199,7 @@ func New(cfg Config) (_ *Node, err error) {
 	undo = append(undo, n.transport.Close)
 	n.rpc = rpc.NewClient(n.dialRPC(fleet.RoleAgent))
 	undo = append(undo, n.rpc.Close)
-	if n.blobs, err = blob.Open(dir.File("blob"), cfg.DiskBudget); err != nil {
+	if err := n.openBlobs(); err != nil {
 		return nil, err
 	}
 	if n.journal, err = journal.Open(dir.File("journal")); err != nil {
@@ -281,6 +284,7 @@ func (n *Node) Start(context.Context) error {
 	}
 	n.run("agent", n.runner.Run)
 	n.run("heartbeats", n.beats.Run)
+	n.run("disk", n.runDisk)
 	n.run("reverse connections", n.runReverse)
 	n.run("gossip", n.runRing)
 	n.run("renewal", n.runRenewal)

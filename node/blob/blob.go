@@ -8,7 +8,8 @@
 //   - A Writer never fails while it is written to: whoever produces the bytes
 //     is not disturbed by our disk. It counts and hashes all of them, keeps at
 //     most its cap, and says at Commit what went wrong.
-//   - The store stays within its budget. When room is needed, the blobs that
+//   - The store stays within its room, which may change: other parts share the
+//     budget, and the disk. When room is needed, the blobs that
 //     were written longest ago go first; a pinned one never goes. When all
 //     that is left is pinned, the store refuses.
 //
@@ -55,9 +56,9 @@ type Ref struct {
 
 // Store is a directory of blobs. It may be used concurrently.
 type Store struct {
-	dir    string
-	root   *os.Root
-	budget int64
+	dir  string
+	root *os.Root
+	room Room
 
 	mu    sync.Mutex // guards what follows
 	blobs map[fleet.Digest]*blob
@@ -71,12 +72,32 @@ type blob struct {
 	pins    int
 }
 
-// Open opens the store in dir, which is made if it does not exist, and removes
-// what a crash left half-written. budget is how many bytes it may take.
+// Room is what a store asks for its room.
+type Room interface {
+	// Room is how many bytes a store that takes used bytes may take.
+	Room(used int64) int64
+	// Drop is told of each blob that was given up for room.
+	Drop(bytes int64)
+}
+
+// fixed is a room that does not change.
+type fixed int64
+
+func (f fixed) Room(int64) int64 { return int64(f) }
+func (fixed) Drop(int64)         {}
+
+// Open opens a store that has a budget to itself, in bytes.
 func Open(dir string, budget int64) (*Store, error) {
 	if budget <= 0 {
 		return nil, fmt.Errorf("blob store %s: a budget of %d bytes", dir, budget)
 	}
+	return OpenIn(dir, fixed(budget))
+}
+
+// OpenIn opens the store in dir, which is made if it does not exist, and
+// removes what a crash left half-written. The methods of room are called while
+// the store is locked.
+func OpenIn(dir string, room Room) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("blob store: %w", err)
 	}
@@ -84,7 +105,7 @@ func Open(dir string, budget int64) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("blob store: %w", err)
 	}
-	s := &Store{dir: dir, root: root, budget: budget, blobs: map[fleet.Digest]*blob{}}
+	s := &Store{dir: dir, root: root, room: room, blobs: map[fleet.Digest]*blob{}}
 	if err := s.scan(); err != nil {
 		return nil, errors.Join(fmt.Errorf("blob store %s: %w", dir, err), root.Close())
 	}
@@ -285,26 +306,40 @@ func (r *Reader) Read(b []byte) (int, error) {
 // Close ends the reading.
 func (r *Reader) Close() error { return r.f.Close() }
 
-// reserve takes n bytes of the budget, giving up old blobs if need be.
+// reserve takes n bytes of the room, giving up old blobs if need be.
 func (s *Store) reserve(n int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.used+n > s.budget {
-		if err := s.evictLocked(s.used + n - s.budget); err != nil {
+	room := s.room.Room(s.used)
+	if s.used+n > room {
+		if err := s.evictLocked(s.used+n-room, room); err != nil {
 			return err
 		}
+		room = s.room.Room(s.used) // the disk may have got more than we gave up, or less
 	}
-	if s.used+n > s.budget {
+	if s.used+n > room {
 		return fleet.Errorf(fleet.TooLarge, "the store of outputs %s is full (%d of %d bytes are in use and none can be given up)",
-			s.dir, s.used, s.budget).WithHint("results wait here until the quorum has them; see whether this host reaches it")
+			s.dir, s.used, room).WithHint("results wait here until the quorum has them; see whether this host reaches it, and the space of its disk")
 	}
 	s.used += n
 	return nil
 }
 
+// Trim gives up old blobs until the store is within its room, which may have
+// shrunk since it was filled.
+func (s *Store) Trim() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	room := s.room.Room(s.used)
+	if s.used <= room {
+		return nil
+	}
+	return s.evictLocked(s.used-room, room)
+}
+
 // evictLocked gives up the unpinned blobs that were written longest ago until
 // n bytes are free, and some more so that the next need not search again.
-func (s *Store) evictLocked(n int64) error {
+func (s *Store) evictLocked(n, room int64) error {
 	type candidate struct {
 		d fleet.Digest
 		b *blob
@@ -316,7 +351,7 @@ func (s *Store) evictLocked(n int64) error {
 		}
 	}
 	sort.Slice(old, func(i, j int) bool { return old[i].b.written.Before(old[j].b.written) })
-	n += s.budget / 64
+	n += room / 64
 	for _, c := range old {
 		if n <= 0 {
 			return nil
@@ -324,6 +359,7 @@ func (s *Store) evictLocked(n int64) error {
 		if err := s.removeLocked(c.d); err != nil {
 			return err
 		}
+		s.room.Drop(c.b.size)
 		n -= cost(c.b.size)
 	}
 	return nil

@@ -367,3 +367,50 @@ func FuzzParseName(f *testing.F) {
 		}
 	})
 }
+
+// shared is a room that others take from.
+type shared struct {
+	room    int64
+	dropped []int64
+}
+
+func (s *shared) Room(int64) int64 { return s.room }
+func (s *shared) Drop(n int64)     { s.dropped = append(s.dropped, n) }
+
+// A store gives up its oldest blobs when others need the room, and never one
+// that is pinned.
+func TestRoomThatShrinks(t *testing.T) {
+	room := &shared{room: 1 << 20}
+	s, err := OpenIn(t.TempDir(), room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	put := func(c byte, size int) fleet.Digest {
+		t.Helper()
+		ref, err := s.Put(bytes.Repeat([]byte{c}, size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ref.Digest
+	}
+	pinned, old, young := put('a', 100<<10), put('b', 200<<10), put('c', 300<<10)
+	s.Pin(pinned)
+	if err := s.Trim(); err != nil || len(room.dropped) != 0 {
+		t.Errorf("within its room: %v, dropped %v", err, room.dropped)
+	}
+	room.room = 450 << 10
+	if err := s.Trim(); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Has(pinned) || s.Has(old) || !s.Has(young) || len(room.dropped) != 1 || room.dropped[0] != 200<<10 {
+		t.Errorf("pinned %t, old %t, young %t, dropped %v", s.Has(pinned), s.Has(old), s.Has(young), room.dropped)
+	}
+	room.room = 0
+	if err := s.Trim(); err != nil || !s.Has(pinned) || s.Has(young) {
+		t.Errorf("no room at all: %v, pinned %t, young %t", err, s.Has(pinned), s.Has(young))
+	}
+	if _, err := s.Put([]byte("x")); fleet.KindOf(err) != fleet.TooLarge {
+		t.Errorf("a blob without room: %v", err)
+	}
+}

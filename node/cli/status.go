@@ -107,7 +107,7 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 		properties(w, "host", h.Name+"  "+string(h.InstanceId), "fleet", h.FleetName+"  "+string(h.FleetId), "role", h.Role,
 			"address", strings.TrimSpace(h.Address+"  "+reachText(h.Reach, "")),
 			"quorum", quorum, "ring", fmt.Sprintf("%d alive", h.RingAlive), "running", fmt.Sprint(h.OpenInvocations), "containment", h.Containment,
-			"data", h.DataDir, "version", h.Version, "fingerprint", candidate)
+			"data", h.DataDir, "disk", diskText(h.Disk), "version", h.Version, "fingerprint", candidate)
 		e.warningLines(h.Warnings)
 	}
 	if s.Host != nil && s.Fleet != nil {
@@ -136,6 +136,18 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 		}
 		e.warningLines(warnings)
 	}
+}
+
+// diskText is what a host's data takes of its disk.
+func diskText(d fleet.DiskState) string {
+	if d.Budget == 0 {
+		return "" // an agent of another version
+	}
+	text := fmt.Sprintf("%s of %s used", size(uint64(d.Used)), size(uint64(d.Budget)))
+	if d.Total > 0 {
+		text += ", " + size(uint64(d.Free)) + " free on the file system"
+	}
+	return text
 }
 
 func contains(all []fleet.Warning, w fleet.Warning) bool {

@@ -1,6 +1,6 @@
 package fleet
 
-// What the agent of a host answers on its local socket to root alone.
+// What the agent of a host says of its process and its disk.
 
 // LogLevel is a level that counts now.
 type LogLevel struct {
@@ -34,4 +34,27 @@ type RuntimeFacts struct {
 	SysBytes   uint64  `json:"SysBytes"`  // taken from the system
 	GCs        uint32  `json:"Gcs"`
 	OpenFiles  int     `json:"OpenFiles"` // negative where it is not known
+}
+
+// DiskState is what a host's data takes of its disk.
+type DiskState struct {
+	Budget  int64       `json:"Budget"` // bytes that the parts may take in all
+	Used    int64       `json:"Used"`   // bytes that they take
+	Parts   []DiskPart  `json:"Parts,omitempty"`
+	Free    int64       `json:"Free"` // bytes of the file system; 0 of 0 where that is not known
+	Total   int64       `json:"Total"`
+	Dropped DiskDropped `json:"Dropped"`
+}
+
+// DiskPart is one part of it.
+type DiskPart struct {
+	Name  string `json:"Name"`
+	Bytes int64  `json:"Bytes"`
+}
+
+// DiskDropped is what was given up for room since the agent started.
+type DiskDropped struct {
+	Number int64   `json:"Number"`
+	Bytes  int64   `json:"Bytes"`
+	Last   Instant `json:"Last,omitempty"`
 }

@@ -358,6 +358,7 @@ type LocalStatus struct {
 	HeartbeatAge    float64   `json:"HeartbeatAge"` // seconds since a voter answered one; negative for never
 	RingAlive       int       `json:"RingAlive"`    // members that gossip believes alive, itself included
 	OpenInvocations int       `json:"OpenInvocations"`
+	Disk            DiskState `json:"Disk"`
 	Containment     string    `json:"Containment"` // how the processes of commands are held together, and what limits them
 	Warnings        []Warning `json:"Warnings,omitempty"`
 

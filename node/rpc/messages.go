@@ -50,10 +50,15 @@ type HeartbeatResponse struct {
 	// Dial says whether the leader can dial the caller: a number of
 	// presence.Dial; 0 for not known.
 	Dial uint8 `msgpack:"d,omitempty"`
+
+	Version string `msgpack:"p,omitempty"` // of the program on the quorum host
 }
 
 // Validate checks the rows.
 func (r *HeartbeatResponse) Validate() error {
+	if err := checkSaid(r.Version, nil); err != nil {
+		return err
+	}
 	for i := range r.View {
 		if err := r.View[i].validate(); err != nil {
 			return err

@@ -41,7 +41,7 @@ func samples() []any {
 		&HeartbeatRequest{Nonce: [16]byte{1}, Version: "1.2.3", TrustVersion: 4, ViewIndex: 99, Boot: "b1",
 			Warnings: []string{"disk 95 % full"}},
 		&HeartbeatResponse{Nonce: [16]byte{1}, Time: 1790000000000000000, Trust: []byte("{}"), ViewIndex: 100,
-			Leader: nodeB, NodeRecord: []byte{1}, Dial: 2, View: []ViewRow{
+			Leader: nodeB, NodeRecord: []byte{1}, Dial: 2, Version: "1.2.3", View: []ViewRow{
 				{ID: nodeA, Name: "web1", Labels: map[string]string{"role": "web", "dc": "a"}, Address: "10.0.0.1:7790"},
 				{ID: nodeB, Removed: true}}},
 		&report,

@@ -88,6 +88,10 @@ type Config struct {
 	Cgroups *process.Cgroups
 	Limits  process.Limits
 
+	// Space is nil unless the disk is so full that no command may be begun; nil
+	// does not ask.
+	Space func() error
+
 	Trust  func() *identity.Trust // newest held
 	Clock  Clock
 	Report Report
@@ -348,6 +352,13 @@ func (r *Runner) capable(t *ticket.Ticket, unfit error) ruling {
 	}
 	if unfit != nil {
 		return ruling{state: Refused, result: fleet.Undeliverable, reason: unfit.Error()}
+	}
+	if r.cfg.Space != nil {
+		if err := r.cfg.Space(); err != nil {
+			// Said at once, not after the time of the command has passed. To keep
+			// the answer would need the space that there is not.
+			return ruling{state: Refused, result: fleet.Undeliverable, reason: err.Error(), forget: true}
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
