@@ -125,6 +125,7 @@ func (e *env) commands() []*cli.Command {
 		e.agentCommand(),
 		e.doctorCommand(),
 		e.configCommand(),
+		e.uninstallCommand(),
 		e.debugCommand(),
 		e.devCommand(),
 		e.versionCommand(),

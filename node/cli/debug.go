@@ -18,7 +18,7 @@ import (
 func (e *env) debugCommand() *cli.Command {
 	return &cli.Command{
 		Name: "debug", Category: categoryHost, Usage: "look into this host's agent (root only); vouch for files",
-		Subcommands: []*cli.Command{e.debugLogLevel(), e.debugProfile(), e.signCommand(), e.verifyCommand()},
+		Subcommands: []*cli.Command{e.debugBundle(), e.debugLogLevel(), e.debugProfile(), e.signCommand(), e.verifyCommand()},
 	}
 }
 

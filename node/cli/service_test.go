@@ -22,6 +22,7 @@ type fakeService struct {
 	status  service.Status
 	start   func()
 	log     []string
+	removes []string // nil is the service file
 
 	mu    sync.Mutex // guards what follows
 	calls []string
@@ -58,6 +59,9 @@ func (f *fakeService) Status(context.Context) (service.Status, error) {
 	return f.status, nil
 }
 func (f *fakeService) Removes(context.Context) ([]string, error) {
+	if f.removes != nil {
+		return f.removes, nil
+	}
 	return []string{"/etc/systemd/system/fleet.service"}, nil
 }
 func (f *fakeService) Uninstall(context.Context) error             { f.did("uninstall"); return nil }
