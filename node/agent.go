@@ -138,7 +138,20 @@ func (n *Node) report(ctx context.Context, result, detail []byte, blobs []fleet.
 	return 0, fleet.Errorf(fleet.Unavailable, "no voter took the result: %w", errors.Join(failures...))
 }
 
+// voterTime bounds the wait for one voter's answer, so that one that fell silent
+// does not keep a result from the others. A result that comes twice counts once.
+const voterTime = 5 * time.Second
+
 func (n *Node) reportTo(ctx context.Context, voter fleet.NodeID, result, detail []byte, blobs []fleet.Digest) (uint64, error) {
+	if len(blobs) > 0 {
+		// They may take long: first whether anybody is there to take them.
+		asking, cancel := context.WithTimeout(ctx, voterTime)
+		defer cancel()
+		_, err := n.heartbeat(asking, voter)
+		if kind := fleet.KindOf(err); kind == fleet.Unknown || kind == fleet.Unavailable {
+			return 0, err
+		}
+	}
 	for _, d := range blobs {
 		if err := n.putBlob(ctx, voter, d); err != nil {
 			// Output that cannot be read here, or not be taken there, must not
@@ -148,6 +161,8 @@ func (n *Node) reportTo(ctx context.Context, voter fleet.NodeID, result, detail 
 			break
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, voterTime)
+	defer cancel()
 	resp, err := rpc.Call[rpc.ReportRequest, rpc.ReportResponse](ctx, n.rpc, quorumHost(voter), rpc.MethodReport,
 		&rpc.ReportRequest{Result: result, Detail: detail})
 	if err != nil {
