@@ -37,6 +37,10 @@ const (
 	// leaderWait is how long a request waits for an election to end.
 	leaderWait = 8 * time.Second
 	leaderPoll = 50 * time.Millisecond
+	// hopeAfter is when a request that still waits asks whether enough voters
+	// answer for an election to end at all, and hopeTime how long they have.
+	hopeAfter  = 2500 * time.Millisecond
+	hopeTime   = 1500 * time.Millisecond
 	askTimeout = 2 * time.Second // for what another voter only knows
 )
 
@@ -99,8 +103,14 @@ func (c *Control) Forwarded(ctx context.Context, req *rpc.ForwardRequest) (*rpc.
 // route decides on the leader: this host, or the one that it knows of. It
 // waits out an election.
 func (c *Control) route(ctx context.Context, operation string, body, proof []byte) ([]byte, error) {
-	deadline, cancel := context.WithTimeout(ctx, leaderWait)
+	hope, end := c.hope(ctx)
+	defer end()
+	deadline, cancel := context.WithTimeout(hope, leaderWait)
 	defer cancel()
+	forward := hope // a leader that does not answer is not waited for when there can be no other
+	if operation == opAddVoters {
+		forward = ctx
+	}
 	for {
 		leader := c.cfg.Quorum.Leader()
 		var err error
@@ -110,7 +120,7 @@ func (c *Control) route(ctx context.Context, operation string, body, proof []byt
 			answer, err = c.decide(ctx, operation, body, proof)
 		case leader != "":
 			var resp *rpc.ForwardResponse
-			resp, err = rpc.Call[rpc.ForwardRequest, rpc.ForwardResponse](ctx, c.cfg.RPC, voter(leader), rpc.MethodForward,
+			resp, err = rpc.Call[rpc.ForwardRequest, rpc.ForwardResponse](forward, c.cfg.RPC, voter(leader), rpc.MethodForward,
 				&rpc.ForwardRequest{Operation: operation, Body: body, Proof: proof})
 			if err == nil {
 				answer = resp.Body
@@ -127,9 +137,30 @@ func (c *Control) route(ctx context.Context, operation string, body, proof []byt
 		}
 		select {
 		case <-deadline.Done():
-			return nil, c.noQuorum(ctx, err)
+			return nil, c.noQuorum(deadline, err)
 		case <-time.After(leaderPoll):
 		}
+	}
+}
+
+// hope gives a context that ends when so many voters do not answer that waiting
+// for an election is in vain; its cause says who.
+func (c *Control) hope(ctx context.Context) (context.Context, func()) {
+	ctx, give := context.WithCancelCause(ctx)
+	doubt := time.AfterFunc(hopeAfter, func() {
+		asking, cancel := context.WithTimeout(ctx, hopeTime)
+		defer cancel()
+		view, err := c.Quorum(asking)
+		if err != nil || ctx.Err() != nil {
+			return
+		}
+		if voters, reachable, silent := c.answering(view); reachable < voters/2+1 {
+			give(noMajority(voters, reachable, silent))
+		}
+	})
+	return ctx, func() {
+		doubt.Stop()
+		give(nil)
 	}
 }
 
@@ -255,7 +286,9 @@ func (c *Control) Read(ctx context.Context, stale bool) (*state.Store, error) {
 	if stale {
 		return c.cfg.FSM.Store(), nil
 	}
-	deadline, cancel := context.WithTimeout(ctx, leaderWait)
+	hope, end := c.hope(ctx)
+	defer end()
+	deadline, cancel := context.WithTimeout(hope, leaderWait)
 	defer cancel()
 	for {
 		index, err := c.readIndex(deadline)
@@ -269,7 +302,10 @@ func (c *Control) Read(ctx context.Context, stale bool) (*state.Store, error) {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-deadline.Done():
-			return nil, c.noQuorum(ctx, err)
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			return nil, c.noQuorum(deadline, err)
 		case <-time.After(leaderPoll):
 		}
 	}
@@ -293,17 +329,28 @@ func (c *Control) readIndex(ctx context.Context) (uint64, error) {
 }
 
 // noQuorum says who answers and who does not, because that is what the reader
-// has to mend.
+// has to mend. ctx is that of the waiting, which has ended.
 func (c *Control) noQuorum(ctx context.Context, cause error) error {
+	var known *fleet.Error
+	if errors.As(context.Cause(ctx), &known) && known.Kind == fleet.NoQuorum {
+		return known
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
 	view, err := c.Quorum(ctx)
 	if err != nil {
 		return fleet.Errorf(fleet.NoQuorum, "nothing can be decided now: %w", errors.Join(cause, err))
 	}
+	voters, reachable, silent := c.answering(view)
+	if len(silent) == 0 {
+		return fleet.Errorf(fleet.NoQuorum, "the voters have not elected a leader: %w", cause).WithHint("try again in a moment")
+	}
+	return noMajority(voters, reachable, silent)
+}
+
+// answering counts the voters, and names those that do not answer.
+func (c *Control) answering(view QuorumView) (voters, reachable int, silent []string) {
 	store := c.cfg.FSM.Store()
-	var silent []string
-	voters, reachable := 0, 0
 	for _, s := range view.Servers {
 		if !s.Voter {
 			continue
@@ -320,9 +367,10 @@ func (c *Control) noQuorum(ctx context.Context, cause error) error {
 		silent = append(silent, name)
 	}
 	sort.Strings(silent)
-	if len(silent) == 0 {
-		return fleet.Errorf(fleet.NoQuorum, "the voters have not elected a leader: %w", cause).WithHint("try again in a moment")
-	}
+	return voters, reachable, silent
+}
+
+func noMajority(voters, reachable int, silent []string) error {
 	return fleet.Errorf(fleet.NoQuorum, "no quorum: %d of %d voters can be reached from here; no answer from %s", reachable, voters, strings.Join(silent, ", ")).
 		WithHint("nothing can be decided until %d voters run and reach each other: start fleet on %s", voters/2+1, strings.Join(silent, ", "))
 }

@@ -48,8 +48,10 @@ const (
 	// PathPrefix comes before the name of the operation.
 	PathPrefix = "/v1/"
 
-	dialTimeout      = 5 * time.Second  // for one address
-	defaultTimeout   = 20 * time.Second // for one call, repeats included
+	dialTimeout      = 5 * time.Second        // for one address
+	defaultTimeout   = 20 * time.Second       // for one call, repeats included
+	patience         = 250 * time.Millisecond // with one address, before the next is tried as well
+	otherVoters      = 4 * time.Second        // for all others, after one has said that there is no quorum
 	firstBackoff     = 100 * time.Millisecond
 	longestBackoff   = 2 * time.Second
 	longestOperation = 3 * time.Minute // AddVoters waits for logs to be copied
@@ -199,15 +201,55 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // dialEach tries addresses in order until one answers and accepts the operator.
+// One that has not answered after a moment is not waited for alone: hosts that
+// are gone without a word must not take their time one after the other.
 func (c *Client) dialEach(ctx context.Context, addresses []string) (r reached) {
-	for _, addr := range addresses {
-		conn, quorum, err := c.dialOne(ctx, addr)
-		if err == nil {
-			return reached{conn: conn, addr: addr, quorum: quorum}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type attempt struct {
+		index  int
+		conn   *transport.Conn
+		quorum []string
+		err    error
+	}
+	attempts := make(chan attempt, len(addresses))
+	errs := make([]error, len(addresses))
+	begun, under := 0, 0
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for begun < len(addresses) || under > 0 {
+		select {
+		case <-next.C:
+			if i := begun; i < len(addresses) {
+				begun++
+				under++
+				next.Reset(patience)
+				go func() { // awaited below
+					conn, quorum, err := c.dialOne(ctx, addresses[i])
+					attempts <- attempt{i, conn, quorum, err}
+				}()
+			}
+		case a := <-attempts:
+			under--
+			switch errs[a.index] = a.err; {
+			case a.err == nil && r.conn == nil:
+				r = reached{conn: a.conn, addr: addresses[a.index], quorum: a.quorum}
+				cancel()
+			case a.err == nil:
+				_ = a.conn.Close() // the first one counts
+			}
+			if r.conn != nil || ctx.Err() != nil {
+				begun = len(addresses)
+			}
+			next.Reset(0)
 		}
-		r.failures = append(r.failures, dialFailure{addr, err})
-		if ctx.Err() != nil {
-			break
+	}
+	if r.conn != nil {
+		return r
+	}
+	for i, err := range errs {
+		if err != nil {
+			r.failures = append(r.failures, dialFailure{addresses[i], err})
 		}
 	}
 	return r
@@ -448,6 +490,11 @@ func (c *Client) repeat(ctx context.Context, f func(context.Context) ([]byte, er
 				return nil, told
 			}
 			if !errors.Is(err, errNoneAnswered) {
+				if len(skip) == 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, otherVoters)
+					defer cancel()
+				}
 				skip[c.current()] = true
 			}
 		}
