@@ -178,3 +178,18 @@ func TestFill(t *testing.T) {
 		}
 	}
 }
+
+// TestNamedAsAnothersID: a host that joined under the ID of another is never
+// taken for that, whichever of them is listed first.
+func TestNamedAsAnothersID(t *testing.T) {
+	d := someDirectory("mi-00000000000000001 web01")
+	for _, set := range []string{"web01", "web*", "mi-00000000000000001", "@*!mi-00000000000000000"} {
+		nodes, err := d.expand("--node", []string{set})
+		if err != nil || len(nodes) != 1 || nodes[0].Name != "web01" {
+			t.Errorf("%s: %v, %v; want web01", set, nodes, err)
+		}
+	}
+	if nodes, err := d.expand("--node", []string{"mi-00000000000000000"}); err != nil || len(nodes) != 1 || nodes[0].Name == "web01" {
+		t.Errorf("the other by its own ID: %v, %v", nodes, err)
+	}
+}

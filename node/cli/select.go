@@ -187,7 +187,7 @@ func hasLabels(n fleet.NodeView, filters []fleet.LabelFilter) bool {
 // directory is the whole fleet by name, to expand node sets in.
 type directory struct {
 	all    []fleet.NodeView
-	byWord map[string][]*fleet.NodeView // by ID and by name
+	byWord map[string][]*fleet.NodeView // by ID, one each, and by name
 
 	// target finds a saved target.
 	target func(name string) (*fleet.TargetView, error)
@@ -205,12 +205,15 @@ func newDirectory(c *cli.Context, api *client.Client) (*directory, error) {
 	return d, nil
 }
 
+// index enters every node by its ID and its name. A name in the form of an ID
+// is not entered: hosts choose their names when they join, and one that took
+// another's ID would get what is meant for that.
 func (d *directory) index() {
 	d.byWord, d.known = map[string][]*fleet.NodeView{}, map[string][]string{}
 	for i := range d.all {
 		n := &d.all[i]
 		d.byWord[string(n.InstanceId)] = append(d.byWord[string(n.InstanceId)], n)
-		if n.Name != string(n.InstanceId) {
+		if _, err := fleet.ParseNodeID(n.Name); err != nil {
 			d.byWord[n.Name] = append(d.byWord[n.Name], n)
 		}
 	}
