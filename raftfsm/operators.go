@@ -153,12 +153,19 @@ func (r *restorer) loadAppointment(row *state.Appointment) error {
 	return err
 }
 
-// checkAppointments holds that nothing was taken back that this replica knows.
+// checkAppointments holds that nothing was taken back that this replica knows,
+// and that nothing was added to a time of which it knows all: a request that an
+// operator signed and that was never decided would else count after its end.
 func (r *restorer) checkAppointments() error {
 	now := r.step.Appointments()
 	for i, known := range r.old.Appointments() {
 		if i >= len(now) || same("appointment", fmt.Sprint(known.Index), now[i], known) != nil {
 			return fmt.Errorf("it knows nothing of entry %d, which made or ended an operator", known.Index)
+		}
+	}
+	for _, row := range now[len(r.old.Appointments()):] {
+		if row.Stamp < r.old.LastStamp() { // as for other requests, see loadRequest
+			return fmt.Errorf("%s in entry %d is of %s, and this replica has not seen it", row.Kind, row.Index, formatTime(row.Stamp))
 		}
 	}
 	return nil

@@ -341,6 +341,19 @@ func add(table string, rows ...any) func(string, []byte) [][]byte {
 	}
 }
 
+// after puts a row after the first n of a table.
+func after(table string, n int, row any) func(string, []byte) [][]byte {
+	return func(in string, b []byte) [][]byte {
+		if in != table {
+			return [][]byte{b}
+		}
+		if n--; n == 0 {
+			return [][]byte{b, wire.MustMarshal(row)}
+		}
+		return [][]byte{b}
+	}
+}
+
 // TestForgedSnapshots is a stolen voter that sends a snapshot whose bytes are
 // sound and whose rows nobody signed for.
 func TestForgedSnapshots(t *testing.T) {
@@ -515,6 +528,18 @@ func TestSnapshotCannotTakeBack(t *testing.T) {
 	if err := late.fsm.Restore(io.NopCloser(bytes.NewReader(forged))); !strings.Contains(fmt.Sprint(err), "has not seen it") {
 		t.Errorf("a command of one who may no more, for the time when he did: %v", err)
 	}
+	// What ada signed and nobody decided, an hour after it ended.
+	kept := fullWorld(t)
+	e := kept.appoint("gus", 20, "*")
+	last := kept.fsm.Store().Appointments()
+	kept.now += 3600 * second
+	kept.createActivation(9, 1)
+	forged = rewrite(t, snapshotOf(t, kept.fsm), after(tableAppoint, len(last), &state.Appointment{
+		Index: last[len(last)-1].Index + 1, Kind: entry.KindCreateOperator, Stamp: e.Stamp, Request: e.Request, Proof: e.Proof,
+	}))
+	if err := kept.fsm.Restore(io.NopCloser(bytes.NewReader(forged))); !strings.Contains(fmt.Sprint(err), "has not seen it") {
+		t.Errorf("an operator by a request that has ended: %v", err)
+	}
 	older := fullWorld(t)
 	later.now += second
 	later.must(later.target("web", func(r *entry.PutTargetV1) { r.NodeSet = "web1" }))
@@ -525,9 +550,9 @@ func TestSnapshotCannotTakeBack(t *testing.T) {
 	// The one command, under another ID: this replica saw the first.
 	other := newWorld(t)
 	known := newWorld(t)
-	e := known.send(1, nil)
-	known.must(e)
-	again := *e
+	first := known.send(1, nil)
+	known.must(first)
+	again := *first
 	again.ID = uuid(2)
 	other.must(&again)
 	if err := known.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, other.fsm)))); !strings.Contains(fmt.Sprint(err), "also said to have made") {
