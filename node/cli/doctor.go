@@ -96,8 +96,9 @@ func (e *env) examine(c *cli.Context, cfg *config.Config, addresses []string) []
 			}
 		}
 	}
-	_, err := e.local(c).Status(c.Context)
-	o.Running = err == nil
+	if s, err := e.local(c).Status(c.Context); err == nil {
+		o.Running, o.Containment = true, s.Containment
+	}
 	return doctor.Examine(c.Context, o)
 }
 

@@ -56,8 +56,9 @@ type Options struct {
 	Name      string   // this host's name, as it would enrol; "" when the system's does not serve
 
 	// Running says that this host's agent answered on its socket: then the port
-	// is its own.
-	Running bool
+	// is its own. Containment is how it said that it holds its commands.
+	Running     bool
+	Containment string
 
 	// Fleet is the fleet that the others should belong to; empty: any, but one.
 	Fleet fleet.ID
@@ -188,7 +189,20 @@ func accept(l net.Listener) {
 func (e *examination) system() {
 	e.clock()
 	e.proxy()
+	e.commands()
 	e.found = append(e.found, platformFindings(e.Options)...)
+}
+
+// commands says how the commands of this host are held, as its agent found out.
+func (e *examination) commands() {
+	switch {
+	case !e.Running:
+		e.add("commands", Skipped, "how commands are held (control groups) is found out by the agent, which does not run", "")
+	case strings.HasPrefix(e.Containment, "process group only"):
+		e.add("commands", Warning, "held by a "+e.Containment, "without control groups what a command starts can escape its end; see docs/commands.md")
+	default:
+		e.add("commands", OK, "held by "+e.Containment, "")
+	}
 }
 
 // proxy: fleet speaks to its hosts directly, which people behind a proxy do not
@@ -232,19 +246,40 @@ func (r *remote) examine(ctx context.Context) {
 		r.add("address", Problem, "this is this host itself, and no agent runs here", "name another host that is enrolled")
 		return
 	}
-	probe := enrol.ProbeOptions{Address: net.JoinHostPort(ips[0], port), Now: r.e.Now, Dial: r.e.Dial}
 	tries := r.e.Running || r.e.held != nil
-	if tries {
-		probe.CallBack = r.e.listenPort()
-	}
-	answer, err := enrol.Probe(ctx, probe)
+	answer, ip, err := r.ask(ctx, ips, port, tries)
 	if err != nil {
 		r.unreachable(err, port)
 	} else {
 		r.answered(answer, port, tries)
 	}
-	r.udp(ctx, net.JoinHostPort(ips[0], port))
+	r.udp(ctx, net.JoinHostPort(ip, port), err == nil)
 }
+
+// ask asks the first address of the host that answers. Others that do not are
+// found by whoever dials the name, who waits for them first.
+func (r *remote) ask(ctx context.Context, ips []string, port string, tries bool) (answer *enrol.ProbeResult, ip string, err error) {
+	probe := enrol.ProbeOptions{Now: r.e.Now, Dial: r.e.Dial}
+	if tries {
+		probe.CallBack = r.e.listenPort()
+	}
+	var silent []string
+	for _, ip = range ips[:min(len(ips), maxAddresses)] {
+		probe.Address = net.JoinHostPort(ip, port)
+		if answer, err = enrol.Probe(ctx, probe); err == nil {
+			break
+		}
+		silent = append(silent, ip)
+	}
+	if err == nil && len(silent) > 0 {
+		r.add("names", Warning, strings.Join(silent, ", ")+" of this name did not answer, "+ip+" did",
+			"take the address that does not answer out of the name, or use the other one")
+	}
+	return answer, ip, err
+}
+
+// maxAddresses of one name are tried.
+const maxAddresses = 4
 
 // isOwn reports whether an IP address is one of this host.
 func isOwn(ip string) bool {
@@ -319,7 +354,7 @@ func (r *remote) answered(a *enrol.ProbeResult, port string, tried bool) {
 }
 
 // udp tries packets to a host and back, unasked ones, and large ones.
-func (r *remote) udp(ctx context.Context, addr string) {
+func (r *remote) udp(ctx context.Context, addr string, answers bool) {
 	to, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
 		r.add("udp", Skipped, err.Error(), "")
@@ -344,8 +379,13 @@ func (r *remote) udp(ctx context.Context, addr string) {
 	const small, large = 64, transport.GossipPacket
 	took, err := transport.ProbeUDP(ctx, conn, to, small, false)
 	if err != nil {
-		r.add("udp", Problem, "packets to port "+port+" are not answered: a firewall drops them, or no agent of this release reads them there",
-			"on that host: "+firewallRule(port))
+		if answers {
+			r.add("udp", Warning, "packets to port "+port+" are not answered: a firewall drops them, or that host is not in the ring",
+				"on that host: "+firewallRule(port)+"; fleet node ls shows whether others reach it")
+		} else {
+			r.add("udp", Problem, "packets to port "+port+" are not answered: a firewall drops them, or no agent reads them there",
+				"on that host: "+firewallRule(port))
+		}
 		return
 	}
 	r.add("udp", OK, fmt.Sprintf("packets to port %s are answered in %s", port, took.Round(100*time.Microsecond)), "")

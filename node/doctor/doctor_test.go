@@ -89,8 +89,20 @@ func TestHealthy(t *testing.T) {
 	found = examine(t, func(o *doctor.Options) { o.Now = func() time.Time { return time.Now().AddDate(-10, 0, 0) } }, voter)
 	want(t, found, voter, "clock", doctor.Problem, "")
 
+	// A name whose first address does not answer.
+	_, port, err := net.SplitHostPort(voter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent, used := doctor.AskAny(t.Context(), []string{"127.0.0.9", "127.0.0.1"}, port)
+	if used != "127.0.0.1" {
+		t.Errorf("asked %q", used)
+	}
+	want(t, silent, net.JoinHostPort("name", port), "names", doctor.Warning, "127.0.0.9 of this name did not answer")
+
 	// This host's agent runs: its port is not taken by a stranger, and not tried.
-	found = examine(t, func(o *doctor.Options) { o.Running = true }, voter)
+	found = examine(t, func(o *doctor.Options) { o.Running, o.Containment = true, "process group only: no cgroups" }, voter)
+	want(t, found, "", "commands", doctor.Warning, "process group only")
 	want(t, found, "", "port", doctor.OK, "agent")
 	want(t, found, voter, "udp in", doctor.Skipped, "in use")
 }
