@@ -96,7 +96,7 @@ func (n *Node) askStanding(ctx context.Context) {
 			}
 		}
 	case renewal != nil && n.cfg.Now().After(n.agentTLS.Load().Leaf.NotAfter):
-		err := n.setTrust([]byte(renewal.Trust))
+		err := n.setTrust(renewal.Trust)
 		if err == nil {
 			err = n.install(&rpc.RenewResponse{
 				Certificate: renewal.Certificate, Issuer: renewal.Issuer, NodeRecord: renewal.NodeRecord,

@@ -138,11 +138,9 @@ func myers(a, b []string) (kinds string, ok bool) {
 	for d := 0; d <= most; d++ {
 		trace = append(trace, slices.Clone(v[most+1-d:most+2+d])) // diagonals -d to d
 		for k := -d; k <= d; k += 2 {
-			x := 0
+			x := *at(k - 1) + 1
 			if k == -d || k != d && *at(k - 1) < *at(k + 1) {
 				x = *at(k + 1)
-			} else {
-				x = *at(k - 1) + 1
 			}
 			for x < len(a) && x-k < len(b) && a[x] == b[x-k] {
 				x++

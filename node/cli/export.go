@@ -189,7 +189,7 @@ func (x *exporter) full(i fleet.InvocationEvent) (fleet.InvocationEvent, error) 
 
 // file writes json or csv, host by host: all together may be more than memory.
 func (x *exporter) file(path, form string) error {
-	w := io.Writer(x.env.out)
+	w := x.env.out
 	write := x.json
 	if form == formCSV {
 		write = x.csv

@@ -66,7 +66,7 @@ func CheckOwnDir(path string) error {
 	if err != nil {
 		return fmt.Errorf("directory of commands: %w", err)
 	}
-	wrong := ""
+	var wrong string
 	switch {
 	case !info.IsDir():
 		wrong = "is not a directory"

@@ -370,7 +370,7 @@ func (c *Client) Probe(ctx context.Context, node fleet.NodeID) error {
 	defer cancel()
 	to := Target{Node: node, Role: fleet.RoleAgent}
 	conn, err := c.dial(ctx, to.Node, to.Role)
-	if err != nil && context.Cause(ctx) == context.Canceled {
+	if err != nil && errors.Is(context.Cause(ctx), context.Canceled) {
 		return err // it says nothing of the host
 	}
 	c.mu.Lock()

@@ -48,7 +48,7 @@ func (l *Local) Splice(ctx context.Context) (_ net.Conn, err error) {
 		return nil, l.dialError(err)
 	}
 	r := bufio.NewReader(conn)
-	res, err := http.ReadResponse(r, nil)
+	res, err := http.ReadResponse(r, nil) //nolint:bodyclose // the body is the connection, which goes on or is closed above
 	if err != nil {
 		return nil, l.dialError(err)
 	}
