@@ -5,9 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -716,5 +719,28 @@ func TestLocalSocketOfADeadAgent(t *testing.T) {
 	_, err = client.OpenLocal(filepath.Join(t.TempDir(), "none")).Status(t.Context())
 	if fleet.KindOf(err) != fleet.Unavailable || !strings.Contains(err.Error(), "no agent runs on this host") {
 		t.Errorf("no socket: got %v", err)
+	}
+}
+
+// TestLocalSocketWhereAnybodyWrites: in such a directory another user could put
+// a socket of his in the place of the agent's.
+func TestLocalSocketWhereAnybodyWrites(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("directories have no modes here")
+	}
+	for mode, refused := range map[fs.FileMode]bool{0o777: true, 0o702: true, 0o777 | fs.ModeSticky: false, 0o775: false, 0o755: false} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ListenLocal(filepath.Join(dir, "fleet.sock"))
+		if err == nil {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if (fleet.KindOf(err) == fleet.Denied) != refused || (err != nil) != refused {
+			t.Errorf("a directory of mode %v: %v", mode, err)
+		}
 	}
 }

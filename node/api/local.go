@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -47,8 +48,8 @@ const maxLocalConns = 64
 // one, the group fleet. A socket that a dead process left is replaced, one
 // that answers is a Conflict.
 func ListenLocal(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("directory of the local socket: %w", err)
+	if err := makeSocketDir(filepath.Dir(path)); err != nil {
+		return nil, err
 	}
 	info, err := os.Lstat(path)
 	switch {
@@ -81,6 +82,23 @@ func ListenLocal(path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("local socket: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// makeSocketDir makes the directory of the local socket. One in which others
+// may put a socket of theirs in the place of the agent's is refused.
+func makeSocketDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("directory of the local socket: %w", err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("directory of the local socket: %w", err)
+	}
+	if runtime.GOOS != "windows" && info.Mode()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		return fleet.Errorf(fleet.Denied, "the directory of the local socket, %s, may be written by everybody", dir).
+			WithHint("chmod o-w %s, or name another path: --socket PATH", dir)
+	}
+	return nil
 }
 
 // answers reports whether somebody serves the socket at path.
