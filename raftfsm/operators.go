@@ -24,7 +24,12 @@ func createOperator(s *step, e *entry.CreateOperator, by *fleet.Operator) (strin
 		return "", fleet.Errorf(fleet.Conflict, "there is an operator %q already", name).
 			WithHint("choose another name, or end that one first: fleet operator rm %s", name)
 	}
-	for _, o := range s.Operators() {
+	all := s.Operators()
+	if len(all) >= entry.MaxOperators {
+		return "", fleet.Errorf(fleet.TooLarge, "this fleet has %d operators, which is the limit", entry.MaxOperators).
+			WithHint("end one's rights first: fleet operator rm NAME")
+	}
+	for _, o := range all {
 		if slices.Contains(o.Keys, key) {
 			return "", fleet.Errorf(fleet.Conflict, "the key is that of operator %q already", o.Name).
 				WithHint("each operator has a key of his own: make another")

@@ -107,6 +107,19 @@ func TestTheLastWhoMayEverythingStays(t *testing.T) {
 	}
 }
 
+// TestOperatorsAreBounded: each stays in the state, and is looked through when
+// the next one comes.
+func TestOperatorsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	w.quick = true
+	for n := 1; n < entry.MaxOperators; n++ { // ada is one
+		w.must(w.appoint(fmt.Sprint("op", n), n, "SendCommand"))
+	}
+	w.refused(w.appoint("more", entry.MaxOperators, "SendCommand"), fleet.TooLarge)
+	w.must(w.dismiss("op1"))
+	w.must(w.appoint("more", entry.MaxOperators, "SendCommand"))
+}
+
 // TestForgedAppointments is a leader that makes or ends operators by itself.
 func TestForgedAppointments(t *testing.T) {
 	mallory := key('O', 1)

@@ -26,8 +26,11 @@ func (*DeleteOperator) Kind() Kind { return KindDeleteOperator }
 // Check accepts the form.
 func (e *DeleteOperator) Check() error { return e.check(false) }
 
-// MaxMay is how many operations an operator's row names at most.
-const MaxMay = 100
+// Limits of operators.
+const (
+	MaxMay       = 100  // operations that a row names
+	MaxOperators = 1000 // who may sign, in one fleet
+)
 
 // AllOperations is the word in an operator's row that stands for every
 // operation, those of later releases included.
