@@ -21,6 +21,13 @@ var refused = []string{
 	MarkVariable,
 }
 
+// refusedAnyCase are those of .NET, which PowerShell is made of, and of
+// PowerShell itself. They count in any case, as Windows reads names, and on
+// every system, because both run on every system. In upper case.
+var refusedAnyCase = []string{
+	"COR_*", "CORECLR_*", "DOTNET_STARTUP_HOOKS", "DOTNET_ADDITIONAL_DEPS", "DOTNET_SHARED_STORE", "PSMODULEPATH",
+}
+
 var (
 	envNamePattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	markPattern    = regexp.MustCompile(`^[A-Za-z0-9._/-]{0,128}$`)
@@ -28,8 +35,8 @@ var (
 
 // CheckEnv refuses an environment with a string that is not NAME=value, that
 // is longer than MaxEnvValue, that holds a NUL byte, that names a variable
-// twice, or that names one which makes the loader or a shell run code. The
-// error never holds a value: it may be a secret.
+// twice, or that names one which makes the loader, a shell or a
+// runtime run code. The error never holds a value: it may be a secret.
 func CheckEnv(env []string) error {
 	seen := make(map[string]bool, len(env))
 	for _, s := range env {
@@ -53,9 +60,13 @@ func CheckEnv(env []string) error {
 }
 
 func isRefused(name string) bool {
-	for _, r := range refused {
-		prefix, wild := strings.CutSuffix(r, "*")
-		if name == r || wild && strings.HasPrefix(name, prefix) {
+	return matches(refused, name) || matches(refusedAnyCase, strings.ToUpper(name))
+}
+
+func matches(patterns []string, name string) bool {
+	for _, p := range patterns {
+		prefix, wild := strings.CutSuffix(p, "*")
+		if name == p || wild && strings.HasPrefix(name, prefix) {
 			return true
 		}
 	}
