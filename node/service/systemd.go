@@ -1,13 +1,9 @@
 package service
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -58,6 +54,10 @@ func (s *systemd) noSystemd() error {
 	}
 	return fleet.Errorf(fleet.Unavailable, "%s", what).
 		WithHint("--foreground runs the agent in this terminal or container; --enroll-only stops after enrolling, and your init system runs \"fleet agent\"")
+}
+
+func (s *systemd) program() program {
+	return program{path: s.path(ProgramPath), name: ProgramPath, run: s.run}
 }
 
 func (s *systemd) path(p string) string { return filepath.Join(s.root, p) }
@@ -119,7 +119,7 @@ func (s *systemd) Check(ctx context.Context, spec Spec) error {
 	if _, err := unitWord(spec.Config); err != nil {
 		return err
 	}
-	_, err = s.mustCopy(ctx, spec)
+	_, err = s.program().mustCopy(ctx, spec)
 	return err
 }
 
@@ -132,7 +132,7 @@ func (s *systemd) Install(ctx context.Context, spec Spec) error {
 	if err != nil {
 		return err
 	}
-	copied, err := s.mustCopy(ctx, spec)
+	copied, err := s.program().mustCopy(ctx, spec)
 	if err != nil {
 		return err
 	}
@@ -161,93 +161,6 @@ func (s *systemd) Install(ctx context.Context, spec Spec) error {
 	}
 	_, err = s.ctl(ctx, "enable", unitName)
 	return err
-}
-
-// mustCopy decides whether the running program is to be copied to its place.
-func (s *systemd) mustCopy(ctx context.Context, spec Spec) (bool, error) {
-	there, err := os.Stat(s.path(ProgramPath))
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look at the installed program: %w", err)
-	}
-	mine, err := os.Stat(spec.Binary)
-	if err != nil {
-		return false, fmt.Errorf("look at this program: %w", err)
-	}
-	if os.SameFile(there, mine) {
-		return false, nil
-	}
-	same, err := sameContent(spec.Binary, s.path(ProgramPath))
-	if err != nil || same {
-		return false, err
-	}
-	if spec.Force {
-		return true, nil
-	}
-	other := s.installedVersion(ctx)
-	newer, known := newerVersion(other, spec.Version)
-	if !known { // builds without a release number: by their age
-		newer = there.ModTime().After(mine.ModTime())
-	}
-	if newer {
-		return false, fleet.Errorf(fleet.Conflict, "%s is another fleet, and newer: %s; this one is %s", ProgramPath,
-			firstOf(other, "of an unknown version"), spec.Version).
-			WithHint("use that one: %s ...; or replace it: --force", ProgramPath)
-	}
-	return true, nil
-}
-
-// installedVersion asks the installed program; "" when it does not answer.
-func (s *systemd) installedVersion(ctx context.Context) string {
-	out, err := s.run(ctx, s.path(ProgramPath), "version", "-o", "json")
-	if err != nil {
-		return ""
-	}
-	var v struct{ Version string }
-	if json.Unmarshal(out, &v) != nil || len(v.Version) > 64 {
-		return ""
-	}
-	return v.Version
-}
-
-// newerVersion compares release numbers, "1.2.3" or "v1.2.3-rc.1"; known is
-// false unless both are such.
-func newerVersion(a, b string) (newer, known bool) {
-	x, okA := release(a)
-	y, okB := release(b)
-	if !okA || !okB {
-		return false, false
-	}
-	for i := range x {
-		if x[i] != y[i] {
-			return x[i] > y[i], true
-		}
-	}
-	return false, true
-}
-
-// release reads a release number; its last part is 0 for what comes before the
-// release itself.
-func release(v string) (r [4]int, ok bool) {
-	v, _, _ = strings.Cut(strings.TrimPrefix(v, "v"), "+")
-	v, _, early := strings.Cut(v, "-")
-	parts := strings.Split(v, ".")
-	if len(parts) != 3 {
-		return r, false
-	}
-	for i, p := range parts {
-		n, err := strconv.ParseUint(p, 10, 31)
-		if err != nil {
-			return r, false
-		}
-		r[i] = int(n)
-	}
-	if !early {
-		r[3] = 1
-	}
-	return r, true
 }
 
 // relabel gives what was installed the contexts that SELinux expects there.
@@ -384,84 +297,4 @@ func (s *systemd) Logs(ctx context.Context, lines int) ([]string, error) {
 		return nil, nil
 	}
 	return strings.Split(text, "\n"), nil
-}
-
-func firstOf(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
-}
-
-func sameContent(a, b string) (bool, error) {
-	x, err := digest(a)
-	if err != nil {
-		return false, err
-	}
-	y, err := digest(b)
-	return bytes.Equal(x, y), err
-}
-
-func digest(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	h := sha256.New()
-	_, err = io.Copy(h, f)
-	return h.Sum(nil), errors.Join(err, f.Close())
-}
-
-// copyProgram puts the program in its place, with the age of the original.
-func copyProgram(from, to string) (err error) {
-	f, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	return replaceFile(to, f, 0o755, info)
-}
-
-// replaceFile writes a file so that at every moment the old one is there or the
-// new. With like the new one has its age.
-func replaceFile(path string, content io.Reader, mode fs.FileMode, like fs.FileInfo) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(dir, ".fleet-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = tmp.Close()
-			_ = os.Remove(tmp.Name()) // the first error says more
-		}
-	}()
-	if _, err := io.Copy(tmp, content); err != nil {
-		return err
-	}
-	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	if like != nil {
-		if err := os.Chtimes(tmp.Name(), like.ModTime(), like.ModTime()); err != nil {
-			return err
-		}
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

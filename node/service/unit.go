@@ -8,7 +8,7 @@ import (
 	"fleet/node/fleet"
 )
 
-// ProgramPath is where the service's program lies.
+// ProgramPath is where the program of systemd's service lies.
 const ProgramPath = "/usr/bin/fleet"
 
 // unitTemplate is the service file of systemd. Packages install it as it is.
