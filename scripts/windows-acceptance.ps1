@@ -4,8 +4,8 @@
 #   .\windows-acceptance.ps1 -Fleet .\fleet.exe -TokenFile .\token
 #
 # It enrols this host in a directory of its own, runs the agent in the
-# foreground, and with a credential in -Connect also runs commands through the
-# fleet. It prints PASS, FAIL or SKIP for each check, and ends with 1 when one
+# foreground and as a service, which it removes, and with a context in
+# -Credential also runs commands through the fleet. It prints PASS, FAIL or SKIP for each check, and ends with 1 when one
 # failed. It was written without a Windows to try it on.
 param(
     [Parameter(Mandatory = $true)][string]$Fleet,
@@ -97,8 +97,87 @@ try {
     Stop-Process -Force -Id $agent.Id -ErrorAction SilentlyContinue
 }
 
-foreach ($what in "service: install", "service: stop and start", "service: uninstall") {
-    Skip $what "this release has no service for Windows"
+# The service, with its program in Program Files and its events. It reads a file
+# of its own, in the data directory that is removed in the end.
+$program = Join-Path ([Environment]::GetFolderPath("ProgramFiles")) "fleet\fleet.exe"
+$events = @{ LogName = "Application"; ProviderName = "fleet" }
+function Ready { # the service says that it runs, and the agent answers
+    foreach ($i in 1..60) {
+        & $Fleet status --socket "$Data\fleet.sock" 2>&1 | Out-Null
+        if ($LASTEXITCODE -eq 0 -and (Get-Service fleet).Status -eq "Running") { return $true }
+        Start-Sleep -Seconds 1
+    }
+    $false
+}
+if (Get-Service fleet -ErrorAction SilentlyContinue) {
+    Skip "service" "this host has a service fleet already"
+} else {
+    $before = Get-Date
+    try {
+        Check "service: install" {
+            & $Fleet agent --service --config "$Data\fleet.yaml" --data-dir $Data --listen $Listen | Out-Host
+            $LASTEXITCODE -eq 0
+        }
+        Check "service: starts at boot, after Tcpip" {
+            $s = Get-Service fleet
+            $s.StartType -eq "Automatic" -and @($s.ServicesDependedOn | ForEach-Object { $_.Name }) -contains "Tcpip"
+        }
+        Check "service: its program is a copy that only administrators change, and its path is quoted" {
+            $users = "S-1-5-32-545", "S-1-1-0", "S-1-5-11"
+            $write = [Security.AccessControl.FileSystemRights]"WriteData,AppendData,Delete,ChangePermissions,TakeOwnership"
+            $loose = (Get-Acl $program).GetAccessRules($true, $true, [Security.Principal.SecurityIdentifier]) |
+                Where-Object { $users -contains $_.IdentityReference.Value -and ($_.FileSystemRights -band $write) }
+            @($loose).Count -eq 0 -and (Get-CimInstance Win32_Service -Filter "Name='fleet'").PathName.StartsWith("`"$program`" agent")
+        }
+        Check "service: ready" { Ready }
+        Check "event log: the agent's start, as information" {
+            @(Get-WinEvent -FilterHashtable ($events + @{ StartTime = $before; Level = 4; Id = 1 }) |
+                Where-Object { $_.Message -like "*agent started*" }).Count -gt 0
+        }
+        Check "service: stop, in order" {
+            Stop-Service fleet
+            $s = Get-CimInstance Win32_Service -Filter "Name='fleet'"
+            $s.State -eq "Stopped" -and $s.ExitCode -eq 0
+        }
+        Check "event log: the agent's end" {
+            @(Get-WinEvent -FilterHashtable ($events + @{ StartTime = $before }) | Where-Object { $_.Message -like "*agent stops*" }).Count -gt 0
+        }
+        Check "service: start" { Start-Service fleet; Ready }
+        Check "service: restart" { Restart-Service fleet; Ready }
+        Check "service: started again after a crash" {
+            $old = (Get-CimInstance Win32_Service -Filter "Name='fleet'").ProcessId
+            Stop-Process -Force -Id $old
+            Start-Sleep -Seconds 10
+            (Ready) -and (Get-CimInstance Win32_Service -Filter "Name='fleet'").ProcessId -ne $old
+        }
+        Check "service: an error of its start is an event" {
+            Stop-Service fleet
+            $yaml = Get-Content -Raw "$Data\fleet.yaml"
+            Set-Content "$Data\fleet.yaml" "no-such-key: 1"
+            $since = Get-Date
+            try { Start-Service fleet } catch { } # it is the failure that is looked for
+            Start-Sleep -Seconds 5
+            sc.exe stop fleet | Out-Null # that it is not started again meanwhile
+            Set-Content -NoNewline "$Data\fleet.yaml" $yaml
+            @(Get-WinEvent -FilterHashtable ($events + @{ StartTime = $since; Level = 2; Id = 3 })).Count -gt 0
+        }
+    } finally {
+        # "fleet uninstall" when there is one; until then as an administrator does it.
+        & $Fleet uninstall --help 2>&1 | Out-Null
+        if ($LASTEXITCODE -eq 0) {
+            Check "service: uninstall" {
+                & $Fleet uninstall --yes --config "$Data\fleet.yaml" | Out-Host
+                $LASTEXITCODE -eq 0 -and -not (Get-Service fleet -ErrorAction SilentlyContinue) -and -not (Test-Path $program) -and
+                    -not (Test-Path "HKLM:\SYSTEM\CurrentControlSet\Services\EventLog\Application\fleet")
+            }
+        } else {
+            Skip "service: uninstall" "this fleet.exe has no uninstall command; the service is removed with sc.exe"
+            Stop-Service fleet -ErrorAction SilentlyContinue
+            sc.exe delete fleet | Out-Null
+            Remove-EventLog -Source fleet -ErrorAction SilentlyContinue
+            Remove-Item -Recurse -Force (Split-Path $program) -ErrorAction SilentlyContinue
+        }
+    }
 }
 
 if (Test-Path $Data) { Remove-Item -Recurse -Force $Data }

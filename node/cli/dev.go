@@ -57,7 +57,7 @@ func (e *env) dev(c *cli.Context) (err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return fmt.Errorf("--dir: %w", err)
 	}
-	log, _ := e.logger(&config.Config{Log: config.Log{Level: level.String(), Format: "text"}})
+	log, _ := e.logger(&config.Config{Log: config.Log{Level: level.String(), Format: "text"}}, nil)
 	f, err := devfleet.Start(c.Context, devfleet.Options{
 		Dir: dir, Nodes: c.Int("nodes"), Quorum: voters, Version: e.version, Logger: log,
 		Progress: func(line string) { fmt.Fprintln(e.err, line) },

@@ -40,12 +40,15 @@ func hostFlags() []cli.Flag {
 	}
 }
 
+// replaceUsage says what --force is for.
+var replaceUsage = "replace a newer program in " + filepath.Dir(service.Place) + ", and a service file that fleet did not write"
+
 // enrolFlags say what follows enrolment.
 func enrolFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "foreground", Usage: "run the agent in this terminal or container instead of a service"},
 		&cli.BoolFlag{Name: "enroll-only", Usage: "stop after enrolling; \"fleet agent\" runs it later"},
-		&cli.BoolFlag{Name: "force", Usage: "replace a newer program in /usr/bin, and a service file that fleet did not write"},
+		&cli.BoolFlag{Name: "force", Usage: replaceUsage},
 	}
 }
 
@@ -68,7 +71,7 @@ func (e *env) settle(c *cli.Context, cfg *config.Config, p *plan) error {
 	case c.Bool("enroll-only"):
 		return nil
 	}
-	return e.runAgent(c.Context, cfg)
+	return e.runAgent(c.Context, cfg, service.NewNotifier(e.getenv))
 }
 
 // hostConfig reads the configuration of this host.
@@ -149,8 +152,9 @@ const (
 	anywhere6 = "[2001:db8::1]:9"
 )
 
-// logger is what an agent logs with, and its levels.
-func (e *env) logger(cfg *config.Config) (*slog.Logger, *logging.Levels) {
+// logger is what an agent logs with, and its levels. With events it logs there
+// instead of to the standard error.
+func (e *env) logger(cfg *config.Config, events logging.Events) (*slog.Logger, *logging.Levels) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
 		level = slog.LevelInfo // config has checked it
@@ -160,6 +164,9 @@ func (e *env) logger(cfg *config.Config) (*slog.Logger, *logging.Levels) {
 		form = logging.Journal
 	}
 	levels := logging.NewLevels(level)
+	if events != nil {
+		return logging.NewEvents(events, levels), levels
+	}
 	return logging.New(e.err, form, levels), levels
 }
 
@@ -170,21 +177,28 @@ func (e *env) agentCommand() *cli.Command {
 installed as a service and started, as "fleet init" and "fleet join" do.
 
 Example:
-  fleet agent --data-dir /var/lib/fleet
+  fleet agent --data-dir ` + config.DefaultDataDir + `
   fleet agent --service
 
 Exit codes: 0 stopped or ready, 1 it failed, 3 no quorum, 64 usage`,
 		Flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "service", Usage: "install and start it as a service"},
-			&cli.BoolFlag{Name: "force", Usage: "with --service: replace a newer program in /usr/bin, and a service file that fleet did not write"},
+			&cli.BoolFlag{Name: "force", Usage: "with --service: " + replaceUsage},
 		}, hostFlags()),
 	}, 0, 0, func(c *cli.Context) error {
+		if !c.Bool("service") {
+			// What is wrong with the configuration is for the manager's log too.
+			return service.Supervised(c.Context, e.getenv, func(ctx context.Context, notify *service.Notifier) error {
+				cfg, err := e.hostConfig(c)
+				if err != nil {
+					return err
+				}
+				return e.runAgent(ctx, cfg, notify)
+			})
+		}
 		cfg, err := e.hostConfig(c)
 		if err != nil {
 			return err
-		}
-		if !c.Bool("service") {
-			return e.runAgent(c.Context, cfg)
 		}
 		if _, _, err := enrol.OpenDir(cfg.DataDir); err != nil {
 			return err
@@ -199,10 +213,9 @@ Exit codes: 0 stopped or ready, 1 it failed, 3 no quorum, 64 usage`,
 }
 
 // runAgent runs a host until ctx is done or it fails.
-func (e *env) runAgent(ctx context.Context, cfg *config.Config) error {
+func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.Notifier) error {
 	e.sent = true
-	log, levels := e.logger(cfg)
-	notify := service.NewNotifier(e.getenv)
+	log, levels := e.logger(cfg, notify.Events())
 	tell := func(err error) { // the agent runs also when nobody listens
 		if err != nil {
 			log.Warn("service manager not told", "err", err)

@@ -19,7 +19,7 @@ func (e *env) initCommand() *cli.Command {
 		Description: `It makes the root key, which is needed again only to change the quorum and
 belongs on removable media, and the credential of the first operator. Then it
 installs and starts the service and returns when the agent is ready. What the
-command line says of the host is written to /etc/fleet/fleet.yaml.
+command line says of the host is written to ` + config.DefaultFile + `.
 
 Example:
   fleet init --name acme --root-key /media/usb/acme.key

@@ -7,6 +7,7 @@ import (
 
 	"fleet/node/enrol"
 	"fleet/node/fleet"
+	"fleet/node/service"
 )
 
 // rejoin renews the certificate of a host that was off until it ended.
@@ -36,7 +37,7 @@ func (e *env) rejoin(c *cli.Context) error {
 		e.warningLines([]fleet.Warning{{Message: warning}})
 	}
 	if c.Bool("foreground") {
-		return e.runAgent(c.Context, cfg)
+		return e.runAgent(c.Context, cfg, service.NewNotifier(e.getenv))
 	}
 	fmt.Fprintf(e.out, "start  %s\n", agentHint(c, cfg))
 	return nil

@@ -5,6 +5,8 @@
 //   - Into systemd's journal: a line without time (the journal has its own),
 //     with the priority as "<N>" in front, the message as it is, and the
 //     attributes as key=value.
+//   - Into Windows' event log: an event with the type of the level, and such a
+//     line as its text.
 //   - Each part of the agent is a component. A level is set for all of them or
 //     for one, for good or for a time; after the time the level of the
 //     configuration counts again.
@@ -172,7 +174,10 @@ func New(w io.Writer, form Form, levels *Levels) *slog.Logger {
 	case JSON:
 		inner = slog.NewJSONHandler(w, everything)
 	case Journal:
-		inner = newJournal(w)
+		inner = newLines(func(level slog.Level, line []byte) error {
+			_, err := w.Write(slices.Concat([]byte(priority(level)), line, []byte("\n")))
+			return err
+		})
 	default:
 		inner = slog.NewTextHandler(w, everything)
 	}
@@ -201,25 +206,26 @@ func (h *handler) WithGroup(name string) slog.Handler {
 	return &handler{Handler: h.Handler.WithGroup(name), levels: h.levels, component: h.component}
 }
 
-// journal writes lines for systemd's journal.
-type journal struct {
+// lines writes each record as one line, without its time and level: for a
+// system that keeps both by itself.
+type lines struct {
 	attrs slog.Handler // writes to line what is key=value
 	out   *output
 }
 
 // output is shared by all handlers that come of one.
 type output struct {
-	mu   sync.Mutex // guards the rest, and that a line is written whole
-	w    io.Writer
+	mu   sync.Mutex // guards line, and that one is written at a time
 	line bytes.Buffer
+	emit func(level slog.Level, line []byte) error
 }
 
 // messageMark stands for the message where that is written otherwise.
 const messageMark = "\x00message"
 
-func newJournal(w io.Writer) *journal {
-	out := &output{w: w}
-	return &journal{out: out, attrs: slog.NewTextHandler(&out.line, &slog.HandlerOptions{
+func newLines(emit func(level slog.Level, line []byte) error) *lines {
+	out := &output{emit: emit}
+	return &lines{out: out, attrs: slog.NewTextHandler(&out.line, &slog.HandlerOptions{
 		Level: slog.Level(-128),
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 			// Those of the record itself: an attribute may have the same name.
@@ -232,7 +238,7 @@ func newJournal(w io.Writer) *journal {
 	})}
 }
 
-func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
+func (l *lines) Enabled(context.Context, slog.Level) bool { return true }
 
 // priority is the level as syslog numbers it.
 func priority(level slog.Level) string {
@@ -248,27 +254,24 @@ func priority(level slog.Level) string {
 }
 
 // Handle writes one record as one line.
-func (j *journal) Handle(ctx context.Context, r slog.Record) error {
-	j.out.mu.Lock()
-	defer j.out.mu.Unlock()
-	j.out.line.Reset()
-	j.out.line.WriteString(priority(r.Level))
+func (l *lines) Handle(ctx context.Context, r slog.Record) error {
+	l.out.mu.Lock()
+	defer l.out.mu.Unlock()
+	l.out.line.Reset()
 	// Messages are constants of ours, but raft's and memberlist's come too.
-	j.out.line.WriteString(strings.NewReplacer("\n", " ", "\r", " ").Replace(r.Message))
-	j.out.line.WriteByte(' ')
+	l.out.line.WriteString(strings.NewReplacer("\n", " ", "\r", " ").Replace(r.Message))
+	l.out.line.WriteByte(' ')
 	r.Message, r.Time = messageMark, time.Time{} // a time that is zero is not written
-	if err := j.attrs.Handle(ctx, r); err != nil {
+	if err := l.attrs.Handle(ctx, r); err != nil {
 		return err
 	}
-	line := append(bytes.TrimRight(j.out.line.Bytes(), " \n"), '\n')
-	_, err := j.out.w.Write(line)
-	return err
+	return l.out.emit(r.Level, bytes.TrimRight(l.out.line.Bytes(), " \n"))
 }
 
-func (j *journal) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &journal{out: j.out, attrs: j.attrs.WithAttrs(attrs)}
+func (l *lines) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &lines{out: l.out, attrs: l.attrs.WithAttrs(attrs)}
 }
 
-func (j *journal) WithGroup(name string) slog.Handler {
-	return &journal{out: j.out, attrs: j.attrs.WithGroup(name)}
+func (l *lines) WithGroup(name string) slog.Handler {
+	return &lines{out: l.out, attrs: l.attrs.WithGroup(name)}
 }

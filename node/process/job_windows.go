@@ -29,6 +29,8 @@ type group struct {
 	job    windows.Handle
 	limits Limits
 	killed bool // its processes were ended by terminate
+
+	refused error // the limit of processors could not be set; nil if it could
 }
 
 type pressure struct{ kills, refusals uint64 }
@@ -56,7 +58,8 @@ type accounting struct {
 }
 
 // join makes a job with limits. With both a group and an error, the job is
-// there and one of its limits is not.
+// there, without what holds its processes together. A limit of processors that
+// cannot be set costs nothing else: see unbound.
 func (c *Cgroups) join(_ string, limits Limits) (*group, error) {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil {
@@ -71,7 +74,7 @@ func (c *Cgroups) join(_ string, limits Limits) (*group, error) {
 		if share < cpuRateAll { // else it is no limit
 			rate := cpuRate{flags: cpuRateEnable | cpuRateHardCap, rate: max(1, uint32(share))}
 			if err := g.set(windows.JobObjectCpuRateControlInformation, unsafe.Pointer(&rate), unsafe.Sizeof(rate)); err != nil {
-				return g, fmt.Errorf("limit of processors: %w", err)
+				g.refused = fmt.Errorf("limit of processors: %w", err)
 			}
 		}
 	}
@@ -103,6 +106,14 @@ func (g *group) limit(flags uint32) error {
 func (g *group) set(class uint32, info unsafe.Pointer, size uintptr) error {
 	_, err := windows.SetInformationJobObject(g.job, class, uintptr(info), uint32(size))
 	return err
+}
+
+// unbound names the limits that the job could not be given; "" for none.
+func (g *group) unbound() string {
+	if g == nil || g.refused == nil {
+		return ""
+	}
+	return g.refused.Error()
 }
 
 // place puts a suspended child into the job.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"fleet/node/logging"
 )
 
 // Notifier tells the manager that started this process how it is, as
@@ -14,6 +16,11 @@ import (
 type Notifier struct {
 	socket string
 	every  time.Duration
+
+	// Of Windows' manager: nil elsewhere. That the agent stops it was told by
+	// the manager, or tells it by its end.
+	ready  func()
+	events logging.Events
 }
 
 // NewNotifier reads what the manager left in the environment.
@@ -28,7 +35,16 @@ func NewNotifier(getenv func(string) string) *Notifier {
 }
 
 // Ready says that the agent serves; state is for people.
-func (n *Notifier) Ready(state string) error { return n.send("READY=1\nSTATUS=" + state) }
+func (n *Notifier) Ready(state string) error {
+	if n.ready != nil {
+		n.ready()
+	}
+	return n.send("READY=1\nSTATUS=" + state)
+}
+
+// Events is the event log of the system, if that is where the agent is to log;
+// nil otherwise.
+func (n *Notifier) Events() logging.Events { return n.events }
 
 // State says how the agent is, for people.
 func (n *Notifier) State(state string) error { return n.send("STATUS=" + state) }

@@ -12,8 +12,10 @@
 //     it would be one around each of them. What each command may use is limited
 //     by node/process, in control groups that the service delegates.
 //
-// The manager's commands are run by node/process, which alone starts children.
-// Linux has systemd; OpenRC, sysvinit, launchd and Windows are absent.
+// Linux has systemd, macOS launchd, Windows its service control manager; OpenRC
+// and sysvinit are absent. The commands of the first two are run by
+// node/process, which alone starts children; Windows' manager is spoken to by
+// calls, and Supervised answers it for an agent that it started.
 package service
 
 import (
@@ -41,7 +43,7 @@ type Status struct {
 	Installed bool   `json:"Installed"`
 	Running   bool   `json:"Running"`
 	State     string `json:"State,omitempty"`    // the manager's words, such as "active (running)"
-	Restarts  int    `json:"Restarts"`           // since it was started
+	Restarts  int    `json:"Restarts"`           // since it was started; 0 on Windows, which does not tell
 	Result    string `json:"Result,omitempty"`   // of the last end, such as "exit-code"; "" or "success" when it is well
 	File      string `json:"File,omitempty"`     // path of the service file
 	Packaged  bool   `json:"Packaged,omitempty"` // the file belongs to a package: it is not ours to change
@@ -90,7 +92,7 @@ func runCommand(ctx context.Context, args ...string) ([]byte, error) {
 	stdout.max, stderr.max = maxOutput, maxComplaint
 	exit, err := process.Run(ctx, process.Spec{
 		Args: args, Stdout: &stdout, Stderr: &stderr, Timeout: commandTimeout,
-		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "SYSTEMD_COLORS=0", "SYSTEMD_PAGER="},
+		Env: commandEnv(),
 	})
 	switch {
 	case err != nil:

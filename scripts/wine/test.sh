@@ -44,7 +44,7 @@ wine "$work/fleet.exe" version
 
 failed=0
 echo "test-windows: not run under Wine: $skip"
-for package in node/process node/private node/config node/journal node/blob node/identity; do
+for package in node/process node/private node/config node/journal node/blob node/identity node/logging node/service; do
 	go test -overlay "$work/overlay.json" -c -o "$work/test.exe" "./$package"
 	(cd "$package" && timeout 600 wine "$work/test.exe" -test.v -test.skip "$skip") >"$work/out" 2>&1 || failed=1
 	grep -E '^ *--- (FAIL|SKIP)|^(PASS|FAIL|panic)|_test\.go:' "$work/out" | sed "s#^#$package: #" || true
