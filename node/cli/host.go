@@ -260,6 +260,9 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.
 		select {
 		case <-ready:
 			log.Info("agent ready", "node", n.ID())
+			if w := nameTaken(n.LocalStatus(), n.LocalNodes().Nodes); w != nil {
+				log.Warn(w.Message, "next", w.Remedy)
+			}
 			tell(notify.State("member of " + status.FleetName))
 			ready = nil
 		case <-alive:

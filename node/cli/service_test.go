@@ -176,6 +176,58 @@ func TestInitStartsTheService(t *testing.T) {
 	}
 }
 
+// Names may repeat, but who joins under one that is taken is told.
+func TestJoinUnderATakenName(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts two hosts")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var agents sync.WaitGroup
+	defer agents.Wait()
+	defer cancel()
+	host := func() (*world, string) {
+		f := &fakeService{}
+		w, dir := withService(t, f)
+		f.start = func() {
+			f.mu.Lock()
+			f.status = service.Status{Installed: true, Running: true, Config: f.spec.Config}
+			f.mu.Unlock()
+			a := newWorld(t)
+			a.now = time.Now
+			agents.Go(func() {
+				if code := a.main(ctx, []string{"fleet", "agent", "--config", f.spec.Config, "--log-level", "error"}); code != 0 {
+					t.Errorf("agent: exit %d: %s", code, a.stderr.String())
+				}
+			})
+		}
+		return w, dir
+	}
+	first, dir := host()
+	token := filepath.Join(dir, "token")
+	for _, args := range [][]string{
+		{"init", "--name", "acme", "--root-key", filepath.Join(dir, "k"), "--node-name", "web1", "--data-dir", filepath.Join(dir, "d"), "--listen", freePort(t)},
+		{"activation", "create", "--limit", "2", "--token-file", token},
+	} {
+		if code := first.run(t, args...); code != 0 {
+			t.Fatalf("%s: exit %d\n%s%s", args[0], code, first.stdout.String(), first.stderr.String())
+		}
+	}
+	if strings.Contains(first.stderr.String(), "too:") {
+		t.Errorf("the first host: %s", first.stderr.String())
+	}
+	for _, tt := range []struct {
+		name string
+		told bool
+	}{{"web1", true}, {"web2", false}} {
+		w, dir := host()
+		code := w.run(t, "join", "--token-file", token, "--node-name", tt.name, "--data-dir", filepath.Join(dir, "d"), "--listen", freePort(t))
+		told := regexp.MustCompile(`another host is called web1 too: mi-[0-9a-f]{17}\n +fleet node rename mi-[0-9a-f]{17} NAME`).MatchString(w.stderr.String())
+		if code != 0 || told != tt.told {
+			t.Errorf("join as %s: exit %d, told %v\n%s%s", tt.name, code, told, w.stdout.String(), w.stderr.String())
+		}
+	}
+}
+
 func TestServiceIsRefusedBeforeAnythingIsDone(t *testing.T) {
 	tests := []struct {
 		name    string
