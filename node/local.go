@@ -85,7 +85,7 @@ func (n *Node) hostWarnings() []fleet.Warning {
 	if gone := n.gone.Load(); gone != nil {
 		ws = append(ws, fleet.Warning{
 			Code: WarnRemoved, Message: gone.Message + ": it runs nothing any more",
-			Remedy: "stop the agent; fleet join makes this host a new node, with a new activation",
+			Remedy: "fleet join --token-file FILE makes this host a new node, with a new activation; stop an agent first that is not the service",
 		})
 	}
 	if clones := n.clones.Load(); clones != nil && len(*clones) > 0 {

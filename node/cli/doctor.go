@@ -89,6 +89,9 @@ func (e *env) examine(c *cli.Context, cfg *config.Config, addresses []string) []
 	}
 	if dir, info, err := enrol.OpenDir(cfg.DataDir); err == nil {
 		o.Fleet, o.Name = info.Fleet, info.NodeName
+		if gone, err := dir.Gone(); err == nil && gone != nil {
+			o.Gone = gone.Message
+		}
 		peers, err := dir.Peers()
 		for _, p := range peers {
 			if err == nil && len(addresses) == 0 && p.Node != info.Node {

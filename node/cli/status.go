@@ -61,7 +61,8 @@ func (e *env) status(c *cli.Context) error {
 		names = []string{s.Host.FleetName}
 	}
 	alone := s.Host != nil && !s.Host.QuorumReachable
-	if alone && !slices.ContainsFunc(s.Host.Warnings, func(w fleet.Warning) bool { return w.Code == noQuorumCode }) {
+	// A host that was removed does not reach the quorum because of that.
+	if alone && !slices.ContainsFunc(s.Host.Warnings, func(w fleet.Warning) bool { return w.Code == noQuorumCode || w.Code == removedCode }) {
 		s.Host.Warnings = append(s.Host.Warnings, fleet.Warning{
 			Code: noQuorumCode, Message: "this host does not reach the quorum: it runs no new commands",
 			Remedy: "check that the quorum hosts run and that this host reaches their port; fleet node ls names them",
@@ -81,6 +82,9 @@ func (e *env) status(c *cli.Context) error {
 
 // noQuorumCode is the code of a host's warning that nothing can be decided.
 const noQuorumCode = "NoQuorum"
+
+// removedCode is the code of a host's warning that it is of the fleet no more.
+const removedCode = "Removed"
 
 // readAnyway is a read that is of use without a quorum too: then it gives both
 // the error and what one host of it knows.

@@ -63,6 +63,9 @@ type Options struct {
 	// Fleet is the fleet that the others should belong to; empty: any, but one.
 	Fleet fleet.ID
 
+	// Gone says why this host is of its fleet no more; empty while it is.
+	Gone string
+
 	Getenv func(string) string
 	Now    func() time.Time
 	Dial   transport.DialFunc // nil: the system's
@@ -80,6 +83,10 @@ func Examine(ctx context.Context, o Options) []Finding {
 	e := &examination{Options: o}
 	defer e.close()
 	e.name()
+	if e.Gone != "" {
+		e.add("fleet", Problem, e.Gone+": this host runs nothing any more",
+			"fleet join --token-file FILE makes it a new node, with a new activation")
+	}
 	e.dataDir()
 	e.port()
 	e.system()

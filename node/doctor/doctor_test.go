@@ -122,9 +122,11 @@ func TestProblems(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
+	found := examine(t, func(o *doctor.Options) { o.Gone = "node mi-1 was removed" })
+	want(t, found, "", "fleet", doctor.Problem, "node mi-1 was removed")
 	closed := freePort(t)
 	stranger := other.Addr().String()
-	found := examine(t, func(o *doctor.Options) { o.Name = "" }, closed, stranger, "no.such.invalid:7790", "nonsense")
+	found = examine(t, func(o *doctor.Options) { o.Name = "" }, closed, stranger, "no.such.invalid:7790", "nonsense")
 	want(t, found, "", "name", doctor.Problem, "host name")
 	want(t, found, closed, "tcp", doctor.Problem, "nothing listens")
 	want(t, found, closed, "udp", doctor.Problem, "not answered")

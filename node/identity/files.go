@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 
 	"fleet/node/fleet"
 	"fleet/node/private"
@@ -176,6 +177,15 @@ func saveError(what, path string, err error) error {
 	if errors.Is(err, fs.ErrExist) {
 		return fleet.Errorf(fleet.Conflict, "%s file %s exists already and is not overwritten", what, path).
 			WithHint("choose another path, or move the old file away if it is no longer needed")
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		return fleet.Errorf(fleet.Unavailable, "%s file %s is not written: the disk is full", what, path).
+			WithHint("free some space there and repeat the command; a join that is repeated is counted once")
+	}
+	// The error names a temporary file beside it, which says nothing to anybody.
+	if dir := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) {
+		return fleet.Errorf(fleet.NotFound, "%s file %s is not written: there is no directory %s", what, path, dir).
+			WithHint("make it, or mount the medium that it is on")
 	}
 	return fmt.Errorf("save %s %s: %w", what, path, err)
 }

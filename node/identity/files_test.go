@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 
 	"fleet/node/fleet"
@@ -119,5 +121,22 @@ func TestWriteInPlace(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(path); string(b) != "one" {
 		t.Errorf("content %q", b)
+	}
+}
+
+// TestSaveError: a path that cannot be written says why, and what to do.
+func TestSaveError(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "usb", "acme.key")
+	key, err := GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = SaveKey(missing, key)
+	if fleet.KindOf(err) != fleet.NotFound || !strings.HasSuffix(err.Error(), "there is no directory "+filepath.Dir(missing)) || !strings.Contains(fleet.HintOf(err), "mount") {
+		t.Errorf("got %v with %q", err, fleet.HintOf(err))
+	}
+	err = saveError("key", "/data/agent.key", &fs.PathError{Op: "write", Path: "/data/.agent.key-1", Err: syscall.ENOSPC})
+	if err.Error() != "key file /data/agent.key is not written: the disk is full" || !strings.Contains(fleet.HintOf(err), "free some space") {
+		t.Errorf("got %v with %q", err, fleet.HintOf(err))
 	}
 }

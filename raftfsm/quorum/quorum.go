@@ -33,6 +33,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -223,12 +224,22 @@ func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	return q, nil
 }
 
+// storeError says what ended the store and, where a person can do something,
+// what.
+func storeError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fleet.Errorf(fleet.Unavailable, "quorum store: %w", err).
+			WithHint("free some space on the disk of the data directory: the service starts again by itself, an agent in a terminal with fleet agent")
+	}
+	return fmt.Errorf("quorum store: %w", err)
+}
+
 // die ends this host's part in the quorum after a store failed.
 func (q *Quorum) die(err error) {
 	close(q.dead)
 	q.shutdown()        // no more votes
 	_ = q.trans.Close() // no more heartbeats, so that the others elect; it never fails
-	q.cfg.Fatal(fmt.Errorf("quorum store: %w", err))
+	q.cfg.Fatal(storeError(err))
 }
 
 // shutdown tells Raft to end and gives the one future that waits for it: of a

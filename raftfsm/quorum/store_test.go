@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -614,5 +616,16 @@ func TestRequestLimit(t *testing.T) {
 		}
 		ours.Close()
 		theirs.Close()
+	}
+}
+
+// TestStoreError: who runs the host is told what a full disk needs.
+func TestStoreError(t *testing.T) {
+	full := storeError(fmt.Errorf("write log entries: %w", &fs.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}))
+	if want := "quorum store: write log entries: write raft.db: "; !strings.HasPrefix(full.Error(), want) || !strings.Contains(fleet.HintOf(full), "free some space") {
+		t.Errorf("got %q with %q", full, fleet.HintOf(full))
+	}
+	if err := storeError(errors.New("torn")); err.Error() != "quorum store: torn" || fleet.HintOf(err) != "" {
+		t.Errorf("got %q with %q", err, fleet.HintOf(err))
 	}
 }

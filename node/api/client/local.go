@@ -139,7 +139,7 @@ func (l *Local) dialError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fleet.Errorf(fleet.Unavailable, "no agent runs on this host (no answer at %s)", l.socket).
-			WithHint("start it: fleet agent, or name its socket: --socket PATH")
+			WithHint("start it: fleet agent --service, or fleet agent in this terminal; or name its socket: --socket PATH")
 	case errors.Is(err, fs.ErrPermission):
 		return fleet.Errorf(fleet.Denied, "the agent's socket %s may not be opened by this user", l.socket).
 			WithHint("become root or a member of the group fleet")
