@@ -134,7 +134,7 @@ func TestInitRefuses(t *testing.T) {
 		{"root key and credential in one file", func(_ *testing.T, _ string, o *InitOptions) { o.CredentialPath = o.RootKeyPath }, fleet.Conflict, "root.key"},
 		{"no directory for the root key", func(_ *testing.T, base string, o *InitOptions) {
 			o.RootKeyPath = filepath.Join(base, "missing", "root.key")
-		}, fleet.Other, "missing"},
+		}, fleet.NotFound, "missing"},
 		{"no directory for the credential", func(t *testing.T, base string, o *InitOptions) {
 			write(t, filepath.Join(base, "file"))
 			o.CredentialPath = filepath.Join(base, "file", "ada.json")
