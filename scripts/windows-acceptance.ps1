@@ -115,8 +115,11 @@ if (Get-Service fleet -ErrorAction SilentlyContinue) {
     $before = Get-Date
     try {
         Check "service: install" {
-            & $Fleet agent --service --config "$Data\fleet.yaml" --data-dir $Data --listen $Listen | Out-Host
-            $LASTEXITCODE -eq 0
+            $env:FLEET_CONFIG = "$Data\fleet.yaml" # --config names only a file that is there
+            & $Fleet agent --service --data-dir $Data --listen $Listen | Out-Host
+            $installed = $LASTEXITCODE -eq 0
+            Remove-Item Env:FLEET_CONFIG
+            $installed
         }
         Check "service: starts at boot, after Tcpip" {
             $s = Get-Service fleet

@@ -179,7 +179,14 @@ func (s scm) Install(ctx context.Context, spec Spec) error {
 			return scmError("create the service", err)
 		}
 	}
-	if _, err := s.with(windows.SERVICE_ALL_ACCESS, func(service *mgr.Service) error { return configure(service, spec) }); err != nil {
+	if _, err := s.with(windows.SERVICE_ALL_ACCESS, func(service *mgr.Service) error {
+		if there { // one that was made just now has it
+			if err := update(service, spec); err != nil {
+				return err
+			}
+		}
+		return configure(service)
+	}); err != nil {
 		return scmError("configure the service", err)
 	}
 	// What an earlier installation put there is still ours.
@@ -210,13 +217,15 @@ func create(spec Spec) (err error) {
 	return s.Close()
 }
 
-// configure gives a service all that fleet's has.
-func configure(s *mgr.Service, spec Spec) error {
+// update gives a service that was there what create gives a new one.
+func update(s *mgr.Service, spec Spec) error {
 	c := scmConfig()
 	c.BinaryPathName = windows.ComposeCommandLine(append([]string{Place}, scmArgs(spec, config.DefaultFile)...))
-	if err := s.UpdateConfig(c); err != nil {
-		return err
-	}
+	return s.UpdateConfig(c)
+}
+
+// configure gives a service what is told of it apart.
+func configure(s *mgr.Service) error {
 	// The last action counts for all failures that follow.
 	again := []mgr.RecoveryAction{{Type: mgr.ServiceRestart, Delay: scmRestart}}
 	if err := s.SetRecoveryActions(again, uint32(scmCalm.Seconds())); err != nil {
