@@ -523,6 +523,19 @@ var forgeries = []struct {
 		e.Request = bytes.Replace(e.Request, []byte(fleet.NodeIDOf(c.thief.Public())), []byte(c.node), 1)
 		return e
 	}},
+	{"host made to leave by the leader", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
+		own := newKey(t)
+		b, err := identity.NewLeave(identity.Leave{Fleet: c.fleet, Node: fleet.NodeIDOf(own.Public()), Epoch: uint32(c.now / int64(time.Second))}, own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := identity.ParseLeave(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload := bytes.Replace(l.Payload, []byte(l.Node), []byte(c.node), 1)
+		return &entry.Leave{Stamp: c.now, Request: identity.EncodeSigned(payload, c.thief.Sign(identity.UseLeave, payload))}
+	}},
 	{"operator made by the leader", fleet.Unauthenticated, func(t *testing.T, c *court) entry.Body {
 		e := c.appointment(t, c.thief.Public(), "*")
 		e.Proof = identity.SignProof(c.thief, c.proof(t, "CreateOperator", e.Request))

@@ -245,17 +245,27 @@ func (m *member) refuseRemoved(id fleet.NodeID) error {
 	return nil
 }
 
+// partingTime is how long the connections of a host that left by itself stay
+// open: it still has to hear that it did.
+const partingTime = time.Second
+
 // followRemovals closes every connection of a host at once when its removal is
-// applied here, and forgets what it said.
+// applied here, and forgets what it said. No new one is let in from then on.
 func (m *member) followRemovals(ctx context.Context) error {
 	known := map[fleet.NodeID]bool{}
+	var parted <-chan time.Time // nil while nobody is on his way out
 	for {
 		store := m.fsm.Store()
 		changed, abandoned := store.WatchRemovals(), store.Abandoned()
 		any := false
 		for _, r := range store.Removals() {
 			if !known[r.Node.ID] {
-				known[r.Node.ID], any = true, true
+				known[r.Node.ID] = true
+				if r.Operator == "" {
+					parted = time.After(partingTime)
+				} else {
+					any = true
+				}
 				m.n.seen.Forget(r.Node.ID)
 			}
 		}
@@ -267,6 +277,9 @@ func (m *member) followRemovals(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-abandoned:
+		case <-parted:
+			parted = nil
+			m.n.recheck()
 		}
 	}
 }

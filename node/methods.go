@@ -43,6 +43,9 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodChangeAddress, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.ChangeAddressRequest) (*rpc.ChangeAddressResponse, error) {
 		return m.changeAddress(ctx, req)
 	}))
+	rpc.Handle(s, rpc.MethodLeave, asMember(n, func(ctx context.Context, m *member, peer identity.Peer, req *rpc.LeaveRequest) (*rpc.LeaveResponse, error) {
+		return m.farewell(ctx, peer, req)
+	}))
 	rpc.HandleStream(s, rpc.MethodPutBlob, n.putBlobHere)
 
 	// Of a quorum host, asked by another.

@@ -124,6 +124,8 @@ type Node struct {
 	gone       atomic.Pointer[enrol.Gone] // nil while this host is of the fleet
 	inFleet    context.Context            // ends with that, or when the host stops
 	leaveFleet context.CancelFunc
+	leaving    atomic.Bool // it is about to: nothing is started
+	leaveMu    sync.Mutex  // held while it does
 	inbound    inbound
 	started    time.Time // when New was called
 	proved     proofs

@@ -122,15 +122,19 @@ func (n *Node) end(g enrol.Gone) {
 	if err := n.dir.SaveGone(g); err != nil {
 		n.log.Warn("the end of this host in the fleet is not written down", "err", err)
 	}
+	if g.How == enrol.GoneLeft {
+		n.log.Info("this host left the fleet")
+		return
+	}
 	n.log.Error("this host is of the fleet no more and runs nothing", "reason", g.Message)
 }
 
 // fleetTime is the time by which this host may start a command: none once it is
-// of the fleet no more.
+// of the fleet no more, or about to go.
 type fleetTime struct{ n *Node }
 
 func (t fleetTime) FleetTime() (time.Time, bool) {
-	if t.n.gone.Load() != nil {
+	if t.n.gone.Load() != nil || t.n.leaving.Load() {
 		return time.Time{}, false
 	}
 	return t.n.clock.FleetTime()

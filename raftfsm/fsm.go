@@ -42,7 +42,7 @@ type Answer struct {
 	//	DeleteActivation               fleet.ActivationID
 	//	Enrol, Address                 *fleet.Node
 	//	AddTags, RemoveTags            *fleet.Node; nil when a retry finds it removed
-	//	RemoveNode                     *fleet.Removal
+	//	RemoveNode, Leave              *fleet.Removal
 	//	RenameNode                     *fleet.Node; nil when a retry finds it removed
 	//	CreateOperator                 *fleet.Operator
 	//	DeleteOperator                 fleet.OperatorName
@@ -177,6 +177,7 @@ var handlers = map[entry.Kind]handler{
 	entry.KindAddress:          on(address),
 	entry.KindCancelCommand:    signed(cancelCommand, answerCommand),
 	entry.KindRemoveNode:       signed(removeNode, answerRemoval),
+	entry.KindLeave:            on(leave),
 	entry.KindRenameNode:       signed(renameNode, answerNode),
 	entry.KindCreateOperator:   signed(createOperator, answerOperator),
 	entry.KindDeleteOperator:   signed(deleteOperator, answerOperatorName),

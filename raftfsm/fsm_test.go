@@ -282,7 +282,7 @@ func proofOf(tb testing.TB, b []byte) *identity.SignedProof {
 
 func TestRetriesOfEveryKind(t *testing.T) {
 	w := newWorld(t)
-	w.hosts(2)
+	w.hosts(3)
 	tags := []entry.Tag{{Key: "role", Value: "web"}}
 	for _, body := range []entry.Body{
 		&entry.CreateActivation{Authority: w.authority("CreateActivation", uuid(1), activation(1, 1))},
@@ -291,7 +291,7 @@ func TestRetriesOfEveryKind(t *testing.T) {
 		&entry.DeleteActivation{Authority: w.authority("DeleteActivation", "", entry.DeleteActivationV1{ActivationId: uuid(1)})},
 		w.send(1, nil), w.cancel(1, firstNode), w.cancel(1), w.target("web", nil), w.removeTarget("web"),
 		w.rename(1, "web7"),
-		w.remove(1),
+		w.remove(1), w.leave(2),
 		w.appoint("bob", 2, "SendCommand"),
 		w.dismiss("bob"),
 	} {
@@ -303,7 +303,7 @@ func TestRetriesOfEveryKind(t *testing.T) {
 		}
 	}
 	// The activation is gone; who made it still gets its ID.
-	if a := w.must(&entry.CreateActivation{Authority: w.replay(3)}).(*fleet.Activation); a.ID != fleet.ActivationID(uuid(1)) {
+	if a := w.must(&entry.CreateActivation{Authority: w.replay(4)}).(*fleet.Activation); a.ID != fleet.ActivationID(uuid(1)) {
 		t.Errorf("activation %+v", a)
 	}
 }
@@ -460,6 +460,10 @@ func randomLog(w *world, seed uint64, n int) {
 			}
 			w.apply(&entry.Address{Stamp: w.now, Request: change})
 		case 17:
+			if r.IntN(2) == 0 {
+				w.apply(w.leave(pick(hosts + 1)))
+				break
+			}
 			w.apply(w.remove(pick(hosts + 1)))
 		case 16:
 			w.apply(w.rename(pick(hosts+1), fmt.Sprint("name", r.IntN(3))))

@@ -23,7 +23,7 @@ func FuzzApply(f *testing.F) {
 	}
 	w.now += second
 	for _, body := range []entry.Body{
-		w.send(7, nil), w.target("web", nil), w.target("new", nil), w.removeTarget("web"), w.join(1, 9), &entry.Trust{Stamp: w.now, Trust: trustJSON(f, rootKey, 3, 0, 3)},
+		w.send(7, nil), w.target("web", nil), w.target("new", nil), w.removeTarget("web"), w.leave(1), w.join(1, 9), &entry.Trust{Stamp: w.now, Trust: trustJSON(f, rootKey, 3, 0, 3)},
 		w.results(w.command(2), fleet.Invocation{Index: 1, State: fleet.Success}),
 		&entry.Mint{Stamp: w.now, Command: w.command(2).ID, Attempt: 1, N: 2, NotBefore: w.now},
 		w.cancel(2), w.cancel(2, w.command(2).Targets[1]), w.cancel(1),

@@ -2,6 +2,7 @@ package raftfsm
 
 import (
 	"slices"
+	"time"
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
@@ -21,6 +22,60 @@ func removeNode(s *step, e *entry.RemoveNode, op *fleet.Operator) (string, error
 	s.remove(&fleet.Removal{Node: *n, At: s.stamp, Operator: op.Name, Index: s.index})
 	s.keep(entry.KindRemoveNode, req.InstanceId, &e.Authority)
 	return req.InstanceId, nil
+}
+
+// maxFarewellAge is how far the time of a farewell may lie from the stamp. Who
+// was told that nothing was decided must not be gone a year later, because
+// somebody kept his word and brought it then.
+const maxFarewellAge = 10 * time.Minute
+
+// leave takes out a host that said so itself. The same host gets the same
+// answer again: it may have missed the first.
+func leave(s *step, e *entry.Leave) (any, error) {
+	s.at(e.Stamp)
+	l, err := identity.ParseLeave(e.Request)
+	if err != nil {
+		return nil, err
+	}
+	if l.Fleet != s.fleet {
+		return nil, fleet.Errorf(fleet.Unauthenticated, "the farewell is to fleet %s, this is fleet %s", l.Fleet, s.fleet)
+	}
+	if r := s.Removal(l.Node); r != nil {
+		if err := l.Verify(r.Node.Key); err != nil {
+			return nil, err
+		}
+		if r.Operator != "" {
+			return nil, state.Removed(r)
+		}
+		return r, nil
+	}
+	n, err := s.FindNode(l.Node)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Verify(n.Key); err != nil {
+		return nil, err
+	}
+	if votes(s.Trust(), n.ID) {
+		return nil, OfTheQuorum(n)
+	}
+	if err := checkFarewellAge(l, s.stamp); err != nil {
+		return nil, err
+	}
+	r := &fleet.Removal{Node: *n, At: s.stamp, Index: s.index}
+	s.remove(r)
+	s.PutRequest(&state.Request{Kind: entry.KindLeave, Object: string(n.ID), Stamp: s.stamp, Request: e.Request})
+	return r, nil
+}
+
+// checkFarewellAge accepts a farewell that was signed near stamp.
+func checkFarewellAge(l *identity.SignedLeave, stamp int64) error {
+	at := int64(l.Epoch) * int64(time.Second)
+	if at > stamp+int64(maxFarewellAge) || at < stamp-int64(maxFarewellAge) {
+		return fleet.Errorf(fleet.Expired, "the farewell of %s was signed at %s, and the fleet's time is %s", l.Node, formatTime(at), formatTime(stamp)).
+			WithHint("set the clock of %s", l.Node)
+	}
+	return nil
 }
 
 func answerRemoval(s *step, id string) any { return s.Removal(fleet.NodeID(id)) }
@@ -52,12 +107,18 @@ func votes(t *identity.Trust, id fleet.NodeID) bool {
 const (
 	reasonRemovedBefore = "the host was removed from the fleet before it was known to have the command"
 	reasonRemovedWithin = "the host was removed from the fleet before its result came"
+	reasonLeftBefore    = "the host left the fleet before it was known to have the command"
+	reasonLeftWithin    = "the host left the fleet before its result came"
 )
 
 // remove takes a node out of the fleet. Whatever was still open on it ends: no
 // word of it counts any more, so no other end could come.
 func (s *step) remove(r *fleet.Removal) {
 	s.RemoveNode(r)
+	before, within := reasonRemovedBefore, reasonRemovedWithin
+	if r.Operator == "" {
+		before, within = reasonLeftBefore, reasonLeftWithin
+	}
 	for _, c := range s.OpenCommands() {
 		at, target := slices.BinarySearch(c.Targets, r.Node.ID)
 		if !target {
@@ -69,9 +130,9 @@ func (s *step) remove(r *fleet.Removal) {
 		end := fleet.Invocation{Index: row.Index, Code: -1, Started: row.Started}
 		switch row.State {
 		case fleet.Pending, fleet.CancelPending:
-			end.State, end.Reason = fleet.Undeliverable, reasonRemovedBefore
+			end.State, end.Reason = fleet.Undeliverable, before
 		case fleet.InProgress, fleet.CancelInProgress:
-			end.State, end.Reason = fleet.Interrupted, reasonRemovedWithin
+			end.State, end.Reason = fleet.Interrupted, within
 		default:
 			continue
 		}

@@ -309,17 +309,28 @@ func (r *restorer) loadRequest(row *state.Request) error {
 		if err := r.once(proofID{p.Key, p.Nonce}, objectID{row.Kind, row.Object}); err != nil {
 			return err
 		}
-		if known := r.old.Request(row.Kind, row.Object); known == nil && row.Stamp < r.old.LastStamp() {
-			// Stamps never fall: what this replica has not seen by now was not
-			// decided then. Somebody who had rights once would else sign for
-			// that time.
-			return fmt.Errorf("%s %s is of %s, and this replica has not seen it", row.Kind, row.Object, formatTime(row.Stamp))
+		if err := r.refuseUnseen(row); err != nil {
+			return err
+		}
+	case entry.KindLeave: // loadRemoval verifies it
+		if err := r.refuseUnseen(row); err != nil {
+			return err
 		}
 	case entry.KindEnrol: // loadNode verifies it
 	default:
 		return fmt.Errorf("nothing is kept for entries of %s", row.Kind)
 	}
 	r.step.PutRequest(row)
+	return nil
+}
+
+// refuseUnseen refuses what this replica would have seen. Stamps never fall:
+// what it has not seen by now was not decided then. Somebody who had rights
+// once would else sign for that time.
+func (r *restorer) refuseUnseen(row *state.Request) error {
+	if known := r.old.Request(row.Kind, row.Object); known == nil && row.Stamp < r.old.LastStamp() {
+		return fmt.Errorf("%s %s is of %s, and this replica has not seen it", row.Kind, row.Object, formatTime(row.Stamp))
+	}
 	return nil
 }
 
@@ -419,8 +430,8 @@ func (r *restorer) checkNode(row *fleet.Node) error {
 	return nil
 }
 
-// loadRemoval verifies that an operator asked for the removal. A host is let in
-// or gone, not both.
+// loadRemoval verifies that an operator asked for the removal, or the host
+// itself. A host is let in or gone, not both.
 func (r *restorer) loadRemoval(row *fleet.Removal) error {
 	if r.genesis == nil {
 		return errNoGenesis
@@ -435,6 +446,13 @@ func (r *restorer) loadRemoval(row *fleet.Removal) error {
 	if votes(r.step.Trust(), id) {
 		return fmt.Errorf("node %s is removed, and trust.json says that it votes", id)
 	}
+	if row.Operator == "" {
+		if err := r.checkLeave(row); err != nil {
+			return err
+		}
+		r.step.PutRemoval(row)
+		return nil
+	}
 	ev, op, err := r.signedBy(entry.KindRemoveNode, string(id))
 	if err != nil {
 		return err
@@ -447,6 +465,29 @@ func (r *restorer) loadRemoval(row *fleet.Removal) error {
 		return fmt.Errorf("the removal of node %s is not what was signed for it", id)
 	}
 	r.step.PutRemoval(row)
+	return nil
+}
+
+// checkLeave verifies that a host said itself that it goes.
+func (r *restorer) checkLeave(row *fleet.Removal) error {
+	id := row.Node.ID
+	ev := r.step.Request(entry.KindLeave, string(id))
+	if ev == nil {
+		return fmt.Errorf("node %s never said that it leaves", id)
+	}
+	l, err := identity.ParseLeave(ev.Request)
+	if err != nil {
+		return err
+	}
+	if err := l.Verify(row.Node.Key); err != nil {
+		return err
+	}
+	if err := checkFarewellAge(l, ev.Stamp); err != nil {
+		return err
+	}
+	if l.Fleet != r.step.fleet || l.Node != id || ev.Stamp != row.At {
+		return fmt.Errorf("the removal of node %s is not what was signed for it", id)
+	}
 	return nil
 }
 

@@ -69,6 +69,8 @@ func fullWorld(tb testing.TB) *world {
 	w.must(&entry.SendCommand{Authority: bob, Document: []byte(document), Version: "1", ExecutionSeconds: 100})
 	w.must(w.appoint("eve", 3, "*"))
 	w.must(w.dismiss("bob"))
+	w.must(w.join(1, 5))
+	w.must(w.leave(5))
 	return w
 }
 
@@ -452,9 +454,46 @@ func TestForgedSnapshots(t *testing.T) {
 			}
 			return add(tableRemovals, gone)(table, b)
 		}, "nobody signed"},
-		"another name":                {edit(t, tableNodes, func(n *fleet.Node) bool { n.Name = "web6"; return true }), "not what was signed"},
-		"a name that is no more":      {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Node.Name = "web8"; return true }), "not what was signed"},
-		"a removal by another":        {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Operator = "eve"; return true }), "not what was signed"},
+		"another name":                   {edit(t, tableNodes, func(n *fleet.Node) bool { n.Name = "web6"; return true }), "not what was signed"},
+		"a name that is no more":         {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Node.Name = "web8"; return true }), "not what was signed"},
+		"a farewell that was never said": {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Operator = ""; return true }), "never said that it leaves"},
+		"a farewell at another time": {edit(t, tableRemovals, func(r *fleet.Removal) bool {
+			if r.Operator == "" {
+				r.At--
+			}
+			return true
+		}), "not what was signed"},
+		"a farewell that another signed": {edit(t, tableRequests, func(r *state.Request) bool {
+			if r.Kind == entry.KindLeave {
+				l, err := identity.ParseLeave(r.Request)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.Request = identity.EncodeSigned(l.Payload, key('A', 1).Sign(identity.UseLeave, l.Payload))
+			}
+			return true
+		}), "not signed by"},
+		"a farewell kept for later": {func(table string, b []byte) [][]byte {
+			if table == tableRequests {
+				return edit(t, tableRequests, func(r *state.Request) bool {
+					if r.Kind == entry.KindLeave {
+						b, err := identity.NewLeave(identity.Leave{Fleet: fleetID, Node: nodeID(5), Epoch: uint32(start/second) - 3600}, key('A', 5))
+						if err != nil {
+							t.Fatal(err)
+						}
+						r.Request = b
+					}
+					return true
+				})(table, b)
+			}
+			return [][]byte{b}
+		}, "was signed at"},
+		"a removal by another": {edit(t, tableRemovals, func(r *fleet.Removal) bool {
+			if r.Operator != "" {
+				r.Operator = "eve"
+			}
+			return true
+		}), "not what was signed"},
 		"a removal at another time":   {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.At--; return true }), "not what was signed"},
 		"a removed host's key":        {edit(t, tableRemovals, func(r *fleet.Removal) bool { r.Node.Key = mallory; return true }), "not what was signed"},
 		"a removed host let in again": {add(tableNodes, &w.fsm.Store().Removal(nodeID(4)).Node), "twice"},

@@ -266,6 +266,16 @@ func (w *world) remove(n int) *entry.RemoveNode {
 		entry.DeregisterManagedInstanceV1{InstanceId: string(nodeID(n))})}
 }
 
+// leave is host n's word that it goes.
+func (w *world) leave(n int) *entry.Leave {
+	w.tb.Helper()
+	b, err := identity.NewLeave(identity.Leave{Fleet: fleetID, Node: nodeID(n), Epoch: uint32(w.now / second)}, key('A', n))
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	return &entry.Leave{Stamp: w.now, Request: b}
+}
+
 // signs makes an operator sign, with his key, what ada would.
 func (w *world) signs(name fleet.OperatorName, by identity.PrivateKey, operation, id string, request any) entry.Authority {
 	w.tb.Helper()

@@ -621,6 +621,10 @@ type fakeLocal struct {
 
 func (l fakeLocal) Splice(ctx context.Context) (net.Conn, error) { return l.splice(ctx) }
 
+func (fakeLocal) Leave(context.Context, fleet.LeaveRequest) (*fleet.LeaveResult, func(), error) {
+	return &fleet.LeaveResult{Name: "web1"}, func() {}, nil
+}
+
 func (fakeLocal) SetLogLevel(req fleet.SetLogLevelRequest) (fleet.LogLevels, error) {
 	return fleet.LogLevels{Levels: []fleet.LogLevel{{Component: req.Component, Level: req.Level}}}, nil
 }

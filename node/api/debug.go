@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"strconv"
 	"time"
 
 	"fleet/node/fleet"
@@ -74,6 +75,55 @@ func answerJSON(w http.ResponseWriter, v any) error {
 	return nil
 }
 
+// leavingTime bounds the answer to a farewell: commands are ended and reported
+// first, and the quorum may be electing a leader.
+const leavingTime = 2 * time.Minute
+
+// serveLeave adds the way out of the fleet to the local door, for who owns the
+// host. The agent stops after the answer, so that is sent before.
+func serveLeave(mux *http.ServeMux, l Local) {
+	mux.HandleFunc("POST "+pathOf("Leave"), func(w http.ResponseWriter, r *http.Request) {
+		done, err := leave(l, w, r)
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		_ = http.NewResponseController(w).Flush() // the client may be gone
+		done()
+	})
+}
+
+func leave(l Local, w http.ResponseWriter, r *http.Request) (done func(), err error) {
+	if err := onlyOwner(r.Context()); err != nil {
+		return nil, err
+	}
+	var req fleet.LeaveRequest
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxDebugRequest))
+	if err != nil {
+		return nil, fleet.Errorf(fleet.TooLarge, "read request: %w", err)
+	}
+	if err := wire.StrictJSON(b, &req); err != nil {
+		return nil, fleet.Errorf(fleet.Invalid, "request: %w", err)
+	}
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(leavingTime)); err != nil {
+		return nil, err
+	}
+	// Who asked and hung up has asked all the same: half a farewell is none.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), leavingTime)
+	defer cancel()
+	result, done, err := l.Leave(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if b, err = json.Marshal(result); err != nil {
+		return nil, fmt.Errorf("encode answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b))) // whole, though the connection is cut after it
+	_, _ = w.Write(b)
+	return done, nil
+}
+
 // serveDebug adds the debug routes to the local door.
 func serveDebug(mux *http.ServeMux, d Debug) {
 	for pattern, serve := range debugRoutes {
@@ -117,7 +167,7 @@ func onlyOwner(ctx context.Context) error {
 		return fleet.Errorf(fleet.Denied, "who asks is not known: %w", err)
 	}
 	if uid != 0 && uid != os.Geteuid() {
-		return fleet.Errorf(fleet.Denied, "this is for root only, user ID %d asked", uid).WithHint("sudo fleet debug ...")
+		return fleet.Errorf(fleet.Denied, "this is for root only, user ID %d asked", uid).WithHint("become root: sudo fleet ...")
 	}
 	return nil
 }

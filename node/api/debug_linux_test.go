@@ -59,6 +59,8 @@ func askAll(ctx context.Context, socket string) (refused []string) {
 	note("SetLogLevel", err)
 	_, err = l.RuntimeFacts(ctx)
 	note("RuntimeFacts", err)
+	_, err = l.Leave(ctx, fleet.LeaveRequest{})
+	note("Leave", err)
 	for _, name := range []string{"heap", "goroutine"} {
 		note(name, l.Profile(ctx, name, "debug=1", new(bytes.Buffer)))
 	}
@@ -115,7 +117,7 @@ func TestDebugIsRefusedToOthers(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, what := range []string{"SetLogLevel", "RuntimeFacts", "heap", "goroutine"} {
+	for _, what := range []string{"SetLogLevel", "RuntimeFacts", "Leave", "heap", "goroutine"} {
 		if !strings.Contains(string(out), what+": denied: this is for root only, user ID 65534 asked") {
 			t.Errorf("%s was not refused to another user:\n%s", what, out)
 		}

@@ -28,6 +28,9 @@ type Local interface {
 	LocalNodes() fleet.LocalNodes
 	Debug // for root only
 
+	// Leave takes the host out of the fleet, for root only; done stops it.
+	Leave(context.Context, fleet.LeaveRequest) (result *fleet.LeaveResult, done func(), err error)
+
 	// Splice opens a connection to the port of a quorum host, which the host
 	// has proved to be one. See splice.go.
 	Splice(ctx context.Context) (net.Conn, error)
@@ -124,6 +127,7 @@ func ServeLocal(ctx context.Context, l net.Listener, local Local, log *slog.Logg
 		mux.HandleFunc("POST "+pathOf(r.name), func(w http.ResponseWriter, _ *http.Request) { writeLocal(w, r.serve(local)) })
 	}
 	serveDebug(mux, local)
+	serveLeave(mux, local)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fleet.Errorf(fleet.NotFound, "the local socket has no %.80q", r.URL.Path).
 			WithHint("operations on the fleet need an operator's credential"))

@@ -123,6 +123,7 @@ func (e *env) commands() []*cli.Command {
 		e.initCommand(),
 		e.joinCommand(),
 		e.agentCommand(),
+		e.leaveCommand(),
 		e.doctorCommand(),
 		e.configCommand(),
 		e.uninstallCommand(),

@@ -32,7 +32,7 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), labelFlag(), []cli.Flag{
 					&cli.StringFlag{Name: "status",
 						Usage: "only hosts that are `STATUS`: Online, ConnectionLost, Unknown; several with commas"},
-					&cli.BoolFlag{Name: "removed", Usage: "the hosts that were removed from the fleet"},
+					&cli.BoolFlag{Name: "removed", Usage: "the hosts that were removed from the fleet, or left it"},
 				}, staleFlag(), socketFlag(), clientFlags(), timeoutFlag()),
 			}, 0, -1, e.nodeLs),
 			leaf(&cli.Command{

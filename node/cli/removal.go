@@ -19,7 +19,8 @@ func (e *env) nodeRmCommand() *cli.Command {
 its key never counts again. What was open on it ends, as Undeliverable or
 Interrupted. To bring the machine back, let it join as a new node, with a new
 activation: "fleet join" in its data directory makes another key.
-Hosts of the quorum cannot be removed.
+Hosts of the quorum cannot be removed. A host that goes by itself says so with
+"fleet leave".
 
 Examples:
   fleet node rm web7
@@ -104,6 +105,9 @@ func (e *env) removedTable(w io.Writer, nodes []fleet.NodeView) {
 }
 
 func removedBy(r *fleet.RemovedView) string {
+	if r.Operator == "" {
+		return "itself"
+	}
 	return string(r.Operator)
 }
 

@@ -52,6 +52,7 @@ func (f *fakeService) Start(context.Context) error {
 }
 
 func (f *fakeService) Stop(context.Context) error    { f.did("stop"); return nil }
+func (f *fakeService) Disable(context.Context) error { f.did("disable"); return nil }
 func (f *fakeService) Restart(context.Context) error { f.did("restart"); return nil }
 func (f *fakeService) Status(context.Context) (service.Status, error) {
 	f.mu.Lock()

@@ -39,8 +39,11 @@ func (e *env) status(c *cli.Context) error {
 	}
 	var s statusResult
 	local, localErr := e.local(c).Status(c.Context)
+	var left error // what the data directory says of a host that has no agent any more
 	if localErr == nil {
 		s.Host = local
+	} else if left = e.leftHere(); left != nil {
+		localErr = left
 	}
 	api, err := e.connect(c)
 	if err == nil {
@@ -69,6 +72,9 @@ func (e *env) status(c *cli.Context) error {
 		})
 	}
 	printErr := e.print(c, result{value: s, names: names, table: func(w io.Writer) { e.statusText(w, s) }})
+	if left != nil {
+		e.warningLines([]fleet.Warning{{Code: "Left", Message: left.Error(), Remedy: fleet.HintOf(left)}})
+	}
 	switch {
 	case printErr != nil:
 		return printErr

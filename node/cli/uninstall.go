@@ -46,6 +46,7 @@ type removal struct {
 	status  service.Status
 	paths   []string // that the manager removes
 	host    *enrol.Fleet
+	left    bool // the host left its fleet: no row of it stays
 	voter   bool
 	others  int    // voters besides this host
 	data    string // directory to be removed; "" keeps it
@@ -87,7 +88,7 @@ func (e *env) uninstall(c *cli.Context) error {
 		return err
 	}
 	fmt.Fprintln(e.out, "removed")
-	if r.host != nil && (!r.voter || r.others > 0) { // else there is nobody left who keeps rows
+	if r.host != nil && !r.left && (!r.voter || r.others > 0) { // else there is nobody left who keeps rows
 		fmt.Fprintf(e.err, "the row of %s stays in fleet %s: fleet node rm %s, on a host that stays, forgets it\n",
 			escapeCell(r.host.NodeName), escapeCell(r.host.Name), escapeCell(r.host.NodeName))
 	}
@@ -135,7 +136,7 @@ func (r *removal) look(dir string) error {
 	if errors.Is(err, enrol.ErrNotEnrolled) {
 		return nil
 	}
-	if err != nil {
+	if r.left = errors.Is(err, enrol.ErrLeft); err != nil && !r.left {
 		return err
 	}
 	r.host = host

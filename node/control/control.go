@@ -76,6 +76,7 @@ func New(cfg Config) *Control { return &Control{cfg: cfg, membership: make(chan 
 const (
 	opEnrol         = "fleet:Enrol"
 	opChangeAddress = "fleet:ChangeAddress"
+	opLeave         = "fleet:Leave"
 
 	opAddVoters = "AddVoters" // the one signed operation that is more than a log entry
 )
@@ -174,6 +175,8 @@ func (c *Control) decide(ctx context.Context, operation string, body, proof []by
 		return c.enrol(ctx, body)
 	case opChangeAddress:
 		return c.changeAddress(ctx, body)
+	case opLeave:
+		return c.leave(ctx, body)
 	}
 	if err := c.authenticate(operation, body, proof); err != nil {
 		return nil, err

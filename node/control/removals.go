@@ -3,9 +3,12 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 
 	"fleet/node/fleet"
+	"fleet/node/identity"
 	"fleet/node/ssm"
+	"fleet/node/wire"
 	"fleet/raftfsm"
 	"fleet/raftfsm/entry"
 )
@@ -24,6 +27,35 @@ func (c *Control) removeNode(ctx context.Context, body, proof []byte) ([]byte, e
 	}
 	c.cfg.Logger.Info("node removed", "node", r.Node.ID, "name", r.Node.Name, "operator", r.Operator)
 	return json.Marshal(ssm.DeregisterManagedInstanceResult{})
+}
+
+// Leave decides a host's signed word that it goes out of the fleet.
+func (c *Control) Leave(ctx context.Context, farewell []byte) (*fleet.Removal, error) {
+	b, err := c.route(ctx, opLeave, farewell, nil)
+	if err != nil {
+		return nil, err
+	}
+	var r fleet.Removal
+	if err := wire.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("answer of the leader: %w", err)
+	}
+	return &r, nil
+}
+
+func (c *Control) leave(ctx context.Context, farewell []byte) ([]byte, error) {
+	l, err := identity.ParseLeave(farewell)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.refuseMember(l.Node); err != nil {
+		return nil, err
+	}
+	r, err := decideEntry[*fleet.Removal](ctx, c, &entry.Leave{Stamp: c.cfg.Now().UnixNano(), Request: farewell})
+	if err != nil {
+		return nil, err
+	}
+	c.cfg.Logger.Info("node left", "node", r.Node.ID, "name", r.Node.Name)
+	return wire.Marshal(r)
 }
 
 // refuseMember refuses the end of a host that is in Raft's configuration. Apply

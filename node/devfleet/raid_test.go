@@ -207,6 +207,8 @@ func byAgent() map[string][]attack {
 		rpc.MethodRenew:   {{"its own", harmless, renewOwn}},
 		rpc.MethodChangeAddress: {{"of another host", refusedByMember,
 			ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
+		rpc.MethodLeave: {{"of another host", refusedByMember,
+			ask[rpc.LeaveRequest, rpc.LeaveResponse](rpc.MethodLeave, sendAway)}},
 	}
 	for method, attacks := range ofQuorum() {
 		all[method] = with(byRole, attacks)
@@ -675,6 +677,20 @@ func moveAnother(r *raid, _ place) (*rpc.ChangeAddressRequest, error) {
 	return &rpc.ChangeAddressRequest{Change: identity.EncodeSigned(payload, r.key.Sign(identity.UseAddress, payload))}, nil
 }
 
+// sendAway says that another host leaves, signed with the stolen key.
+func sendAway(r *raid, _ place) (*rpc.LeaveRequest, error) {
+	b, err := identity.NewLeave(identity.Leave{Fleet: r.info.Fleet, Node: r.info.Node, Epoch: uint32(time.Now().Unix())}, r.agent.Key)
+	if err != nil {
+		return nil, err
+	}
+	l, err := identity.ParseLeave(b)
+	if err != nil {
+		return nil, err
+	}
+	payload := bytes.Replace(l.Payload, []byte(r.info.Node), []byte(r.honest.info.Node), 1)
+	return &rpc.LeaveRequest{Farewell: identity.EncodeSigned(payload, r.key.Sign(identity.UseLeave, payload))}, nil
+}
+
 // installs are certificates that the root key did not sign for the host. A
 // host of the quorum has its own and lets nobody replace them: there the call
 // does nothing and says so.
@@ -775,6 +791,13 @@ func forwards() []attack {
 	add("a change of another's address", func(r *raid) (*rpc.ForwardRequest, error) {
 		move, err := moveAnother(r, place{})
 		return &rpc.ForwardRequest{Operation: "fleet:ChangeAddress", Body: move.Change}, err
+	})
+	add("a farewell of another", func(r *raid) (*rpc.ForwardRequest, error) {
+		away, err := sendAway(r, place{})
+		if err != nil {
+			return nil, err
+		}
+		return &rpc.ForwardRequest{Operation: "fleet:Leave", Body: away.Farewell}, nil
 	})
 	return all
 }

@@ -78,6 +78,14 @@ type peersFile struct {
 // ErrNotEnrolled is returned by OpenDir for a directory without a fleet in it.
 var ErrNotEnrolled = errors.New("this host is not enrolled")
 
+// ErrLeft is in the chain of what OpenDir says of a directory whose host left
+// its fleet, beside what the directory holds. The error around it has the words.
+var ErrLeft error = errLeft{}
+
+type errLeft struct{}
+
+func (errLeft) Error() string { return "" }
+
 // OpenDir opens the data directory of an enrolled host and checks its layout.
 func OpenDir(path string) (*Dir, *Fleet, error) {
 	d := &Dir{path: path}
@@ -110,6 +118,13 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 	if _, err := fleet.ParseNodeID(string(f.Node)); err != nil {
 		return nil, nil, fleet.Errorf(fleet.Corrupt, "%s is damaged: %w", d.File("fleet.json"), err)
 	}
+	if gone, err := d.Gone(); err != nil {
+		return nil, nil, err
+	} else if gone != nil && gone.How == GoneLeft {
+		e := fleet.Errorf(fleet.NotFound, "%s", gone.Message)
+		e.Err = ErrLeft
+		return d, &f, e.WithHint(`"fleet join" makes it a new node, with a new activation`)
+	}
 	return d, &f, nil
 }
 
@@ -117,7 +132,7 @@ func OpenDir(path string) (*Dir, *Fleet, error) {
 // One whose host is of its fleet no more counts as empty.
 func refuseEnrolled(path string) error {
 	d, f, err := OpenDir(path)
-	if errors.Is(err, ErrNotEnrolled) {
+	if errors.Is(err, ErrNotEnrolled) || errors.Is(err, ErrLeft) {
 		return nil
 	}
 	if err != nil {

@@ -12,9 +12,11 @@ import (
 // GoneFile stands in the data directory of a host that is of the fleet no more.
 const GoneFile = "gone.json"
 
-// GoneRemoved is how a host came to be of the fleet no more: an operator
-// removed it.
-const GoneRemoved = "removed"
+// How a host came to be of the fleet no more.
+const (
+	GoneRemoved = "removed" // by an operator
+	GoneLeft    = "left"    // by its own word
+)
 
 // Gone says that the host whose data directory this is is of the fleet no more.
 type Gone struct {
@@ -34,7 +36,7 @@ func (d *Dir) Gone() (*Gone, error) {
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case g.Version != 1 || g.How != GoneRemoved:
+	case g.Version != 1 || g.How != GoneRemoved && g.How != GoneLeft:
 		return nil, fleet.Errorf(fleet.Corrupt, "%s has version %d and says %.20q; this program reads version 1", d.File(GoneFile), g.Version, g.How)
 	}
 	return &g, nil

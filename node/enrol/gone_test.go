@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -9,7 +10,7 @@ import (
 )
 
 // TestGone is the directory of a host that is of its fleet no more: it opens to
-// say so, and can be enrolled in anew.
+// say so after a removal, not after a farewell, and can be enrolled in anew.
 func TestGone(t *testing.T) {
 	d := enrolled(t)
 	if g, err := d.Gone(); g != nil || err != nil {
@@ -26,6 +27,12 @@ func TestGone(t *testing.T) {
 	}
 	if g, err := d.Gone(); err != nil || g.Message != "removed by ada" {
 		t.Errorf("Gone = %+v, %v", g, err)
+	}
+	if err := d.SaveGone(Gone{How: GoneLeft, Message: "this host left fleet acme"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := OpenDir(d.Path()); !errors.Is(err, ErrLeft) || err.Error() != "this host left fleet acme" {
+		t.Errorf("OpenDir of a host that left: %v", err)
 	}
 	key, err := d.LoadOrCreateKey(Agent)
 	if err != nil {

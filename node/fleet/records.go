@@ -27,7 +27,7 @@ type Node struct {
 type Removal struct {
 	Node     Node         `msgpack:"n"`           // its row as it was at the end
 	At       int64        `msgpack:"t"`           // stamp
-	Operator OperatorName `msgpack:"o,omitempty"` // who asked for it
+	Operator OperatorName `msgpack:"o,omitempty"` // who asked for it; empty when the host itself left
 	Index    uint64       `msgpack:"ix"`          // log index of the removal
 }
 

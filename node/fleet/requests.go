@@ -59,8 +59,8 @@ type DescribeNodesRequest struct {
 	MaxResults int           `json:"MaxResults,omitempty"` // 1 to 1000, default 1000
 	NextToken  string        `json:"NextToken,omitempty"`
 
-	// Removed asks for the hosts that were removed from the fleet, in place of
-	// those that are in it. It excludes PingStatus.
+	// Removed asks for the hosts that were removed from the fleet, or left it,
+	// in place of those that are in it. It excludes PingStatus.
 	Removed bool `json:"Removed,omitempty"`
 
 	// Brief leaves out what was said lately (role, leader, ping, version,
@@ -110,7 +110,7 @@ type RenameNodeResult struct{}
 // RemovedView is the end of a host in the fleet.
 type RemovedView struct {
 	At       Instant      `json:"At"`
-	Operator OperatorName `json:"Operator"` // who removed it
+	Operator OperatorName `json:"Operator,omitempty"` // who removed it; empty when it left by itself
 }
 
 // How the quorum calls a host.

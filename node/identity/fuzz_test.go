@@ -108,6 +108,19 @@ func FuzzParseAddressChange(f *testing.F) {
 	})
 }
 
+func FuzzParseLeave(f *testing.F) {
+	seedGolden(f, "leave.hex")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseLeave(b)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(EncodeSigned(wire.MustMarshal(&leave{1, s.Leave}), s.Signature), b) {
+			t.Fatal("a second encoding of one farewell")
+		}
+	})
+}
+
 func FuzzParseNodeRecord(f *testing.F) {
 	w := newWorld(f, 1)
 	seedGolden(f, "node-record.hex")

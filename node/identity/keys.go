@@ -27,6 +27,7 @@ const (
 	UseAddress    Use = "fleet address v1"    // agent key: a host's change of address
 	UseCandidate  Use = "fleet candidate v1"  // request to become a voter
 	UseRejoin     Use = "fleet rejoin v1"     // agent key: is this host still of the fleet?
+	UseLeave      Use = "fleet leave v1"      // agent key: this host goes out of the fleet
 	UseFile       Use = "fleet file v1"       // operator key: vouches for a file
 )
 

@@ -184,6 +184,16 @@ type ChangeAddressResponse struct {
 	NodeRecord []byte `msgpack:"r"`
 }
 
+// LeaveRequest says that the caller goes out of the fleet for good.
+type LeaveRequest struct {
+	Farewell []byte `msgpack:"f"` // identity.NewLeave
+}
+
+// LeaveResponse says that it is decided.
+type LeaveResponse struct {
+	At int64 `msgpack:"t"` // stamp
+}
+
 // DeliverRequest brings a command to a host. The host trusts nothing in it but
 // the signatures of the ticket and the digests that stand there.
 type DeliverRequest struct {

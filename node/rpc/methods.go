@@ -33,6 +33,7 @@ const (
 	MethodPutBlob       = "PutBlob"
 	MethodRenew         = "Renew"
 	MethodChangeAddress = "ChangeAddress"
+	MethodLeave         = "Leave"
 
 	MethodDeliver       = "Deliver"
 	MethodCancel        = "Cancel"
@@ -74,6 +75,7 @@ var Methods = []Method{
 	{MethodPutBlob, fromAgents, MaxBlob, 0, 4, 10 * time.Minute, true},
 	{MethodRenew, fromAgents, 1 << 10, 16 << 10, 1, 30 * time.Second, false},
 	{MethodChangeAddress, fromAgents, 2 << 10, 1 << 10, 1, 30 * time.Second, false},
+	{MethodLeave, fromAgents, 2 << 10, 1 << 10, 1, 30 * time.Second, false},
 
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},

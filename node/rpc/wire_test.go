@@ -51,6 +51,8 @@ func samples() []any {
 		&RenewResponse{Certificate: []byte("leaf"), Issuer: []byte("issuer"), NodeRecord: []byte("record")},
 		&ChangeAddressRequest{Change: []byte("change")},
 		&ChangeAddressResponse{NodeRecord: []byte("record")},
+		&LeaveRequest{Farewell: []byte("farewell")},
+		&LeaveResponse{At: 1795300000000000000},
 		&DeliverRequest{Ticket: []byte("ticket"), Index: 3, Path: [][32]byte{sum}, Document: []byte("{}"),
 			DocumentName: "AWS-RunShellScript", Parameters: []byte{0x80}, Trust: []byte("{}")},
 		&CancelRequest{Cancel: []byte("cancel"), Index: 3, Path: [][32]byte{sum}, Trust: []byte("{}")},

@@ -118,6 +118,9 @@ func (r *Runner) execute(ctx, running context.Context, k journal.Key) {
 		// It may have been cancelled meanwhile, and that ends the wait too.
 		paused := pause(running, again)
 		if e.Cancel = r.cancelOf(k); !paused && e.Cancel == nil {
+			if departed(running) { // the host leaves its fleet
+				r.finish(ctx, &e, cancelledOutcome(leftover), nil)
+			}
 			return
 		}
 	}

@@ -180,6 +180,12 @@ func (l *launchd) Restart(ctx context.Context) error {
 // what merely ended.
 func (l *launchd) Stop(ctx context.Context) error { return l.unload(ctx) }
 
+// Disable unloads the service and keeps it from being loaded at boot.
+func (l *launchd) Disable(ctx context.Context) error {
+	_, err := l.ctl(ctx, "disable", launchdTarget)
+	return errors.Join(err, l.unload(ctx))
+}
+
 // unload returns when launchd has ended the agent and forgotten the service.
 // bootout itself may return before, and what is loaded meanwhile is refused.
 func (l *launchd) unload(ctx context.Context) error {

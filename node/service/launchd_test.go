@@ -239,6 +239,20 @@ func TestLaunchdJobs(t *testing.T) {
 	}
 }
 
+func TestLaunchdDisable(t *testing.T) {
+	m := newMac(t)
+	m.loaded = true
+	must(t, m.Disable(t.Context()))
+	want := []string{"disable " + launchdTarget, "bootout " + launchdTarget}
+	var got []string
+	for _, call := range m.calls {
+		got = append(got, strings.TrimPrefix(call, launchctl+" "))
+	}
+	if m.loaded || !slices.Equal(got, want) {
+		t.Errorf("asked launchd for %q, want %q", got, want)
+	}
+}
+
 func TestLaunchdLogs(t *testing.T) {
 	m := newMac(t)
 	lines, err := m.Logs(t.Context(), 5)

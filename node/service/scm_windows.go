@@ -278,6 +278,26 @@ func (s scm) Stop(ctx context.Context) error {
 	return err
 }
 
+// Disable keeps the service from starting at boot, and stops it.
+func (s scm) Disable(ctx context.Context) error {
+	const access = windows.SERVICE_STOP | windows.SERVICE_QUERY_STATUS | windows.SERVICE_QUERY_CONFIG | windows.SERVICE_CHANGE_CONFIG
+	there, err := s.with(access, func(service *mgr.Service) error {
+		cfg, err := service.Config()
+		if err != nil {
+			return scmError("read the service's configuration", err)
+		}
+		cfg.StartType = mgr.StartDisabled
+		if err := service.UpdateConfig(cfg); err != nil {
+			return scmError("disable the service", err)
+		}
+		return stopService(ctx, service)
+	})
+	if err == nil && !there {
+		return errNotInstalled
+	}
+	return err
+}
+
 func stopService(ctx context.Context, s *mgr.Service) error {
 	ctx, cancel := context.WithTimeout(ctx, scmEnd)
 	defer cancel()

@@ -65,6 +65,9 @@ type Manager interface {
 	Stop(ctx context.Context) error
 	Restart(ctx context.Context) error
 	Status(ctx context.Context) (Status, error)
+	// Disable stops the service for good: it does not start at boot. What
+	// Install wrote stays.
+	Disable(ctx context.Context) error
 	// Removes lists the paths that Uninstall removes.
 	Removes(ctx context.Context) ([]string, error)
 	// Uninstall stops the service and removes what Install wrote.

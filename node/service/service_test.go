@@ -143,6 +143,11 @@ func TestInstall(t *testing.T) {
 		t.Errorf("removes %q, want %q", removes, want)
 	}
 	h.calls = nil
+	must(t, h.Disable(t.Context()))
+	if len(h.calls) != 1 || !strings.HasSuffix(h.calls[0], "disable --now fleet.service") || !h.exists(ownUnit) {
+		t.Errorf("disabled by %q", h.calls)
+	}
+	h.calls = nil
 	must(t, h.Uninstall(t.Context()))
 	for _, p := range removes {
 		if h.exists(p) {

@@ -193,6 +193,12 @@ func (s *systemd) Stop(ctx context.Context) error {
 	return err
 }
 
+// Disable stops the service and keeps it from starting at boot.
+func (s *systemd) Disable(ctx context.Context) error {
+	_, err := s.ctl(ctx, "disable", "--now", unitName)
+	return err
+}
+
 // Restart restarts the service and does not wait until it is ready.
 func (s *systemd) Restart(ctx context.Context) error {
 	_, err := s.ctl(ctx, "restart", "--no-block", unitName)

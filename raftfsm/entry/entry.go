@@ -78,6 +78,7 @@ const (
 	KindAddress          Kind = 12
 	KindCancelCommand    Kind = 13
 	KindRemoveNode       Kind = 14
+	KindLeave            Kind = 15
 	KindRenameNode       Kind = 16
 	KindCreateOperator   Kind = 17
 	KindDeleteOperator   Kind = 18
@@ -117,6 +118,7 @@ var kinds = map[Kind]kindInfo{
 	KindAddress:          {"Address", "", decode[Address]},
 	KindCancelCommand:    {"CancelCommand", "CancelCommand", decode[CancelCommand]},
 	KindRemoveNode:       {"RemoveNode", "DeregisterManagedInstance", decode[RemoveNode]},
+	KindLeave:            {"Leave", "", decode[Leave]},
 	KindRenameNode:       {"RenameNode", "RenameNode", decode[RenameNode]},
 	KindCreateOperator:   {"CreateOperator", "CreateOperator", decode[CreateOperator]},
 	KindDeleteOperator:   {"DeleteOperator", "DeleteOperator", decode[DeleteOperator]},

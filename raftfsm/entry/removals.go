@@ -33,3 +33,20 @@ func checkInstance(id string) error {
 	}
 	return nil
 }
+
+// Leave takes a host out of the fleet by its own word.
+type Leave struct {
+	Stamp   int64  `msgpack:"s"`
+	Request []byte `msgpack:"q"` // identity.ParseLeave reads it
+}
+
+// Kind is KindLeave.
+func (*Leave) Kind() Kind { return KindLeave }
+
+// Check accepts the form.
+func (e *Leave) Check() error {
+	if err := CheckStamp(e.Stamp); err != nil {
+		return err
+	}
+	return checkBytes("farewell", e.Request, maxNodeRequest)
+}

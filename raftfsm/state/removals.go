@@ -43,5 +43,8 @@ func Removed(r *fleet.Removal) error {
 // RemovedText says what became of a node.
 func RemovedText(r *fleet.Removal) string {
 	at := time.Unix(0, r.At).UTC().Format(time.RFC3339)
+	if r.Operator == "" {
+		return "node " + string(r.Node.ID) + " (" + r.Node.Name + ") left the fleet by itself at " + at
+	}
 	return "node " + string(r.Node.ID) + " (" + r.Node.Name + ") was removed from the fleet by " + string(r.Operator) + " at " + at
 }

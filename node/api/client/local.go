@@ -22,7 +22,7 @@ const localTimeout = 5 * time.Second
 
 // Local speaks to the agent of this host over its socket; it needs no
 // credential. Anyone whom the socket lets in can read; what looks into the
-// agent or changes how it logs is for root.
+// agent, changes how it logs or takes the host out of the fleet is for root.
 type Local struct {
 	socket string
 	http   *http.Client // bounded by localTimeout
@@ -56,6 +56,17 @@ func (l *Local) SetLogLevel(ctx context.Context, req fleet.SetLogLevelRequest) (
 func (l *Local) RuntimeFacts(ctx context.Context) (*fleet.RuntimeFacts, error) {
 	var f fleet.RuntimeFacts
 	return &f, l.get(ctx, "RuntimeFacts", &f)
+}
+
+// Leave takes this host out of its fleet; it waits for the quorum as long as
+// ctx does.
+func (l *Local) Leave(ctx context.Context, req fleet.LeaveRequest) (*fleet.LeaveResult, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("encode: %w", err)
+	}
+	var result fleet.LeaveResult
+	return &result, l.doWith(ctx, l.long, http.MethodPost, PathPrefix+"Leave", body, &result)
 }
 
 // maxProfile bounds what is read of a profile.
@@ -109,11 +120,15 @@ func (l *Local) get(ctx context.Context, operation string, into any) error {
 }
 
 func (l *Local) do(ctx context.Context, method, path string, body []byte, into any) error {
+	return l.doWith(ctx, l.http, method, path, body, into)
+}
+
+func (l *Local) doWith(ctx context.Context, with *http.Client, method, path string, body []byte, into any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+LocalHost+path, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}
-	res, err := l.http.Do(req)
+	res, err := with.Do(req)
 	if err != nil {
 		return l.dialError(err)
 	}
