@@ -261,7 +261,7 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.
 		case <-ready:
 			log.Info("agent ready", "node", n.ID())
 			if w := nameTaken(n.LocalStatus(), n.LocalNodes().Nodes); w != nil {
-				log.Warn(w.Message, "next", w.Remedy)
+				log.Warn("another host has this name", "warning", w.Message, "next", w.Remedy)
 			}
 			tell(notify.State("member of " + status.FleetName))
 			ready = nil

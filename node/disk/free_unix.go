@@ -14,8 +14,8 @@ func Free(dir string) (Space, error) {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return Space{}, fmt.Errorf("free space of %s: %w", dir, err)
 	}
-	block := int64(s.Bsize)
+	block := int64(s.Bsize) //nolint:unconvert // 32 bits on macOS
 	return Space{
-		Free: int64(s.Bavail) * block, Total: int64(s.Blocks) * block, Files: uint64(s.Files), FreeFiles: uint64(s.Ffree),
+		Free: int64(s.Bavail) * block, Total: int64(s.Blocks) * block, Files: s.Files, FreeFiles: s.Ffree,
 	}, nil
 }

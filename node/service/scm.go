@@ -3,18 +3,10 @@ package service
 import (
 	"fmt"
 	"strconv"
-	"time"
 )
 
-// What Windows' service control manager has of fleet; its numbers are those of
-// winsvc.h and winerror.h.
+// Numbers of Windows' service control manager, from winsvc.h and winerror.h.
 const (
-	scmName        = "fleet"
-	scmDisplayName = "fleet"
-	scmDescription = "Runs this host's part of its fleet: carries out the commands that its operators send."
-	scmRestart     = 5 * time.Second // from the agent's end to its next start, however it ended
-	scmEventLog    = `Get-WinEvent -FilterHashtable @{LogName='Application'; ProviderName='` + scmName + `'} -MaxEvents 50`
-
 	errorServiceSpecific = 1066 // the service has a number of its own
 	errorNeverStarted    = 1077
 )

@@ -24,6 +24,13 @@ import (
 // Places in the registry. What fleet keeps of the installation lies where
 // services have such things, and goes with the service.
 const (
+	// What the manager has of fleet.
+	scmName        = "fleet"
+	scmDisplayName = "fleet"
+	scmDescription = "Runs this host's part of its fleet: carries out the commands that its operators send."
+	scmRestart     = 5 * time.Second // from the agent's end to its next start, however it ended
+	scmEventLog    = `Get-WinEvent -FilterHashtable @{LogName='Application'; ProviderName='` + scmName + `'} -MaxEvents 50`
+
 	scmKey        = `SYSTEM\CurrentControlSet\Services\` + scmName
 	scmParameters = scmKey + `\Parameters`
 	eventsKey     = `SYSTEM\CurrentControlSet\Services\EventLog\Application\` + scmName
