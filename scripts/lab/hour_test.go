@@ -243,6 +243,7 @@ var replaced = []struct {
 	{regexp.MustCompile(`ready after [\d.]+m?s`), "ready after 1.0s"},
 	{regexp.MustCompile(`(?m)( of \d+), [\d.]+m?s$`), "$1, 0.5s"},
 	{regexp.MustCompile(`(?m)^(ring +)\d+ alive`), "${1}7 alive"},
+	{regexp.MustCompile(`(?m)^(disk +)[\d.]+ \w+ of 1 GiB used, [\d.]+ MiB free`), "${1}1 MiB of 1 GiB used, 300 MiB free"},
 	{regexp.MustCompile(`(?m)^(containment +).*`), "${1}cgroup v2 (limits: processes, memory, CPU)"},
 	{regexp.MustCompile(`(  (yes) +)\d+(  +10\.77)`), "${1}20$3"}, // index applied
 	{regexp.MustCompile(`\b20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC`), "2026-01-02 03:04:05 UTC"},
