@@ -76,14 +76,8 @@ func NewAddressChange(p AddressChange, agent PrivateKey) ([]byte, error) {
 func ParseAddressChange(b []byte) (*SignedAddressChange, error) {
 	const what = "address change"
 	var p addressChange
-	payload, signature, err := DecodeSigned(b, MaxAddressChange, what, &p)
+	payload, signature, err := decodeFirst(b, MaxAddressChange, what, &p, &p.Version, p.check)
 	if err != nil {
-		return nil, err
-	}
-	if err := checkVersion(what, p.Version); err != nil {
-		return nil, err
-	}
-	if err := p.check(); err != nil {
 		return nil, err
 	}
 	return &SignedAddressChange{p.AddressChange, payload, signature}, nil

@@ -43,14 +43,8 @@ func NewLeave(p Leave, agent PrivateKey) ([]byte, error) {
 func ParseLeave(b []byte) (*SignedLeave, error) {
 	const what = "farewell"
 	var p leave
-	payload, signature, err := DecodeSigned(b, MaxLeave, what, &p)
+	payload, signature, err := decodeFirst(b, MaxLeave, what, &p, &p.Version, p.check)
 	if err != nil {
-		return nil, err
-	}
-	if err := checkVersion(what, p.Version); err != nil {
-		return nil, err
-	}
-	if err := p.check(); err != nil {
 		return nil, err
 	}
 	return &SignedLeave{p.Leave, payload, signature}, nil

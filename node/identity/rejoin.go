@@ -40,14 +40,8 @@ func NewRejoin(p Rejoin, agent PrivateKey) ([]byte, error) {
 func ParseRejoin(b []byte) (*Rejoin, error) {
 	const what = "rejoin request"
 	var p rejoin
-	payload, signature, err := DecodeSigned(b, MaxRejoin, what, &p)
+	payload, signature, err := decodeFirst(b, MaxRejoin, what, &p, &p.Version, p.check)
 	if err != nil {
-		return nil, err
-	}
-	if err := checkVersion(what, p.Version); err != nil {
-		return nil, err
-	}
-	if err := p.check(); err != nil {
 		return nil, err
 	}
 	if !Verify(p.Key, UseRejoin, payload, signature) {

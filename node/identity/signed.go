@@ -36,6 +36,21 @@ func DecodeSigned(b []byte, max int, what string, v any) (payload, signature []b
 	return e.Payload, e.Signature, nil
 }
 
+// decodeFirst reads a signed document of version 1 into v and checks its form:
+// version and check are v's own. It verifies no signature.
+func decodeFirst(b []byte, max int, what string, v any, version *uint8, check func() error) (payload, signature []byte, err error) {
+	if payload, signature, err = DecodeSigned(b, max, what, v); err != nil {
+		return nil, nil, err
+	}
+	if err := checkVersion(what, *version); err != nil {
+		return nil, nil, err
+	}
+	if err := check(); err != nil {
+		return nil, nil, err
+	}
+	return payload, signature, nil
+}
+
 // decodeExact decodes b into v and refuses bytes other than those that v
 // encodes to: a field that is missing, too short or written in another width
 // would else be a second encoding of one signed document.
