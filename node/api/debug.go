@@ -71,7 +71,8 @@ func answerJSON(w http.ResponseWriter, v any) error {
 		return fmt.Errorf("encode answer: %w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(b) // the client may be gone
+	w.Header().Set("Content-Length", strconv.Itoa(len(b))) // whole, though the connection may be cut after it
+	_, _ = w.Write(b)                                      // the client may be gone; there is nobody else to tell
 	return nil
 }
 
@@ -86,13 +87,16 @@ func serveLeave(mux *http.ServeMux, l Local) {
 		done, err := leave(l, w, r)
 		if err != nil {
 			writeError(w, err)
-			return
 		}
-		_ = http.NewResponseController(w).Flush() // the client may be gone
-		done()
+		_ = http.NewResponseController(w).Flush() // the client may be gone; the host has left all the same
+		if done != nil {
+			done()
+		}
 	})
 }
 
+// leave answers a request to leave. done is not nil once the host has left,
+// whatever became of the answer: then the agent must stop.
 func leave(l Local, w http.ResponseWriter, r *http.Request) (done func(), err error) {
 	if err := onlyOwner(r.Context()); err != nil {
 		return nil, err
@@ -115,13 +119,7 @@ func leave(l Local, w http.ResponseWriter, r *http.Request) (done func(), err er
 	if err != nil {
 		return nil, err
 	}
-	if b, err = json.Marshal(result); err != nil {
-		return nil, fmt.Errorf("encode answer: %w", err)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(b))) // whole, though the connection is cut after it
-	_, _ = w.Write(b)
-	return done, nil
+	return done, answerJSON(w, result)
 }
 
 // serveDebug adds the debug routes to the local door.

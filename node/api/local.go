@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -169,13 +168,9 @@ func refuseBrowsers(next http.Handler) http.Handler {
 }
 
 func writeLocal(w http.ResponseWriter, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
+	if err := answerJSON(w, v); err != nil {
 		writeError(w, err)
-		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(b) // the client may be gone
 }
 
 // limitedListener closes connections beyond its slots.

@@ -95,5 +95,5 @@ func (c *provedConn) abort() {
 	if t, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
 		_ = t.NetConn().Close() // it is being thrown away
 	}
-	_ = c.Close()
+	_ = c.Close() // gives its place back; the connection is gone already
 }

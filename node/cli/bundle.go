@@ -212,9 +212,17 @@ func collectData(b *bundle, dir string) {
 		b.add("certificates/"+name+".txt", describeCertificates(content), err)
 	}
 	var headers strings.Builder
+	var failures []error
 	for _, name := range []string{"journal", "quorum"} {
-		_ = filepath.WalkDir(filepath.Join(dir, name), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() || filepath.Base(path) != "journal" && filepath.Ext(path) != ".db" {
+		err := filepath.WalkDir(filepath.Join(dir, name), func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // an ordinary host has no store of the quorum
+			}
+			if err != nil {
+				fmt.Fprintf(&headers, "%s: %v\n", path, err)
+				return nil
+			}
+			if !d.Type().IsRegular() || filepath.Base(path) != "journal" && filepath.Ext(path) != ".db" {
 				return nil
 			}
 			// The first bytes are a version or a page header, no content.
@@ -225,8 +233,9 @@ func collectData(b *bundle, dir string) {
 			fmt.Fprintf(&headers, "%s: %v\n%s\n", filepath.Base(path), err, hex.Dump(head))
 			return nil
 		})
+		failures = append(failures, err)
 	}
-	b.add("headers.txt", []byte(headers.String()), nil)
+	b.add("headers.txt", []byte(headers.String()), errors.Join(failures...))
 }
 
 // describeCertificates says what certificates say; other blocks are left out.

@@ -126,7 +126,8 @@ func (e *examination) add(check string, state State, text, remedy string) {
 
 func (e *examination) close() {
 	if e.held != nil {
-		_ = e.held.Close() // it was opened to be tried
+		// Opened to be tried, and nothing waits in them.
+		_ = e.held.Close()
 		_ = e.packet.Close()
 	}
 }

@@ -121,9 +121,10 @@ func (osFiles) lock(name string, alone bool) (func(), error) {
 	}
 	return func() {
 		// A child between its fork and its exec has the descriptor too, and
-		// would keep the lock.
+		// would keep the lock. If this fails, closing still gives the lock up as
+		// soon as no child is there.
 		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
-		_ = f.Close()
+		_ = f.Close() // opened to be locked
 	}, nil
 }
 

@@ -112,7 +112,7 @@ func (p *Process) spawn() (*gate, error) {
 	dir := p.group.directory()
 	err = start(dir)
 	if dir != nil {
-		_ = dir.Close()
+		_ = dir.Close() // opened to name the group
 		if err != nil { // a kernel without clone3, or an agent that swept the group away
 			err = start(nil)
 		}

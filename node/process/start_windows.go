@@ -27,6 +27,7 @@ func (g gate) open() error {
 	return err
 }
 
+// shut gives the thread back; that fails only for a handle that is not ours.
 func (g gate) shut() { _ = windows.CloseHandle(g.thread) }
 
 // spawn makes the child, suspended and in its job. If this process dies before
@@ -72,7 +73,7 @@ func (p *Process) spawn() (gate, error) {
 	}
 	thread, err := threadOf(p.cmd.Process.Pid)
 	if err != nil {
-		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Process.Kill() // it has run nothing; the first error says more
 		_ = p.cmd.Wait()
 		return gate{}, fmt.Errorf("start %s: %w", p.spec.Args[0], err)
 	}
@@ -106,7 +107,7 @@ func (p *Process) killTree(ended <-chan struct{}) (survivors int) {
 	if p.group != nil {
 		survivors = p.group.terminate()
 	} else {
-		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Process.Kill() // it may have ended; who is still there is counted below
 	}
 	patience := time.NewTimer(killPatience)
 	defer patience.Stop()
@@ -142,7 +143,7 @@ func outputPipe() (r, w *os.File, err error) {
 	}
 	writing, err := windows.CreateFile(name, windows.GENERIC_WRITE, 0, nil, windows.OPEN_EXISTING, windows.FILE_ATTRIBUTE_NORMAL, 0)
 	if err != nil {
-		_ = windows.CloseHandle(reading)
+		_ = windows.CloseHandle(reading) // the first error says more
 		return nil, nil, err
 	}
 	return os.NewFile(uintptr(reading), "output"), os.NewFile(uintptr(writing), "output"), nil

@@ -118,7 +118,7 @@ func (t tree) members() []stat {
 	pids := map[int]bool{}
 	if dir, err := os.Open("/proc"); err == nil {
 		names, _ := dir.Readdirnames(-1) // what was read before an error counts
-		_ = dir.Close()
+		_ = dir.Close()                  // only read
 		for _, name := range names {
 			if pid, err := strconv.Atoi(name); err == nil {
 				pids[pid] = true

@@ -54,7 +54,7 @@ func (c *Client) UseRelays(relays func() []fleet.NodeID) { c.relays = relays }
 // closes l. peer tells whose connection it is; the newest of a host counts. The
 // connections are closed by Close.
 func (c *Client) ServeReverse(ctx context.Context, l net.Listener, peer func(net.Conn) (identity.Peer, bool)) error {
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // ends Accept, which says so
 	defer stop()
 	for {
 		conn, err := l.Accept()

@@ -104,7 +104,7 @@ func parseScriptInputs(s *document.Step, more ...string) (scriptInputs, error) {
 		}
 	}
 	if v, there := s.Inputs["shell"]; there {
-		in.shell, _ = v.(string)
+		in.shell, _ = v.(string) // anything else is "", which is none of them
 		if !slices.Contains([]string{shellAuto, shellSh, shellBash, shellPowerShell}, in.shell) {
 			return in, fmt.Errorf("shell must be %s, %s, %s or %s", shellAuto, shellSh, shellBash, shellPowerShell)
 		}

@@ -331,7 +331,7 @@ func parseJob(text string) job {
 			j.state = value
 			j.running = value == "running" || value == "spawning" || value == "xpcproxy"
 		case "runs":
-			j.runs, _ = strconv.Atoi(value)
+			j.runs, _ = strconv.Atoi(value) // 0 where launchd says it in another way
 		case "last exit code":
 			if value != "0" && !strings.HasPrefix(value, "(") { // "(never exited)"
 				j.result = "exit code " + value

@@ -166,8 +166,9 @@ func replaceFile(path string, content io.Reader, mode fs.FileMode, like fs.FileI
 	}
 	defer func() {
 		if err != nil {
+			// The first error says more.
 			_ = tmp.Close()
-			_ = os.Remove(tmp.Name()) // the first error says more
+			_ = os.Remove(tmp.Name())
 		}
 	}()
 	if _, err := io.Copy(tmp, content); err != nil {

@@ -58,8 +58,8 @@ func ProbeUDP(ctx context.Context, conn net.PacketConn, to net.Addr, size int, f
 	if fresh {
 		ask[4] = probeAskFresh
 	}
-	_, _ = rand.Read(ask[5:probeHead]) // it never fails: it ends the program instead
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	_, _ = rand.Read(ask[5:probeHead])                                                   // it never fails: it ends the program instead
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) }) // ends the read below
 	defer stop()
 	const tries, patience = 3, 700 * time.Millisecond
 	buf := make([]byte, maxDatagram)

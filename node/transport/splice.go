@@ -145,7 +145,8 @@ const SpliceIdle = 3 * time.Minute
 // ended will not read either.)
 func Splice(ctx context.Context, a, b net.Conn, idle time.Duration) {
 	end := sync.OnceFunc(func() {
-		_ = a.Close() // whoever is left sees it
+		// Whoever is left sees it; who has gone is the reason.
+		_ = a.Close()
 		_ = b.Close()
 	})
 	defer end()

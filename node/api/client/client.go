@@ -236,7 +236,7 @@ func (c *Client) dialEach(ctx context.Context, addresses []string) (r reached) {
 				r = reached{conn: a.conn, addr: addresses[a.index], quorum: a.quorum}
 				cancel()
 			case a.err == nil:
-				_ = a.conn.Close() // the first one counts
+				_ = a.conn.Close() // another was faster: nothing was asked over this one
 			}
 			if r.conn != nil || ctx.Err() != nil {
 				begun = len(addresses)

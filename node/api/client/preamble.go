@@ -68,7 +68,7 @@ func greet(ctx context.Context, conn *transport.Conn, cred identity.Credential, 
 			return nil, fmt.Errorf("set deadline: %w", err)
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // ends what waits, which reports it
 	defer stop()
 	proof := identity.SignProof(cred.Key, identity.Proof{
 		Fleet: cred.Fleet, Operator: cred.Operator, Key: cred.Key.Public().ID(), Operation: identity.OperationConnect,

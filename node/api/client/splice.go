@@ -41,7 +41,7 @@ func (l *Local) Splice(ctx context.Context) (_ net.Conn, err error) {
 			_ = conn.Close() // the other error is the one that matters
 		}
 	}()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // ends what waits, which reports it
 	defer stop()
 	if _, err := fmt.Fprintf(conn, "POST %s%s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\nContent-Length: 0\r\n\r\n",
 		PathPrefix, SpliceName, LocalHost, SpliceProtocol); err != nil {
