@@ -56,20 +56,11 @@ func (e *env) commandCancel(c *cli.Context) error {
 		}
 	}
 	unbounded := c.Context
-	stop, err := e.bound(c)
+	api, id, end, err := e.reachCommand(c)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	api, err := e.connect(c)
-	if err != nil {
-		return err
-	}
-	defer api.Close()
-	id, err := findCommandID(c, api, c.Args().First())
-	if err != nil {
-		return err
-	}
+	defer end()
 	var nodes []fleet.NodeID
 	if sets := c.StringSlice("node"); len(sets) > 0 {
 		d, err := newDirectory(c, api)

@@ -327,20 +327,11 @@ func (e *env) commandAttach(c *cli.Context) error {
 	if err := checkCommandID(c.Args().First()); err != nil {
 		return err
 	}
-	cancel, err := e.bound(c)
+	api, id, end, err := e.reachCommand(c)
 	if err != nil {
 		return err
 	}
-	defer cancel()
-	api, err := e.connect(c)
-	if err != nil {
-		return err
-	}
-	defer api.Close()
-	id, err := findCommandID(c, api, c.Args().First())
-	if err != nil {
-		return err
-	}
+	defer end()
 	return e.follow(c, api, newAnswers(id))
 }
 
@@ -360,20 +351,11 @@ func (e *env) commandOutput(c *cli.Context) error {
 	case len(names) > 0 && (c.Bool("diff") || c.Bool("no-fold")):
 		return usagef("--diff and --no-fold go with the answers of all hosts")
 	}
-	cancel, err := e.bound(c)
+	api, id, end, err := e.reachCommand(c)
 	if err != nil {
 		return err
 	}
-	defer cancel()
-	api, err := e.connect(c)
-	if err != nil {
-		return err
-	}
-	defer api.Close()
-	id, err := findCommandID(c, api, c.Args().First())
-	if err != nil {
-		return err
-	}
+	defer end()
 	switch {
 	case len(names) == 0:
 		return e.follow(c, api, newAnswers(id))

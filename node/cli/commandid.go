@@ -32,6 +32,19 @@ func checkCommandID(text string) error {
 	return err
 }
 
+// reachCommand connects, within --timeout, and finds the command that the first
+// argument means; end closes the connection.
+func (e *env) reachCommand(c *cli.Context) (api *client.Client, id fleet.CommandID, end func(), err error) {
+	if api, end, err = e.connectWithin(c); err != nil {
+		return nil, "", nil, err
+	}
+	if id, err = findCommandID(c, api, c.Args().First()); err != nil {
+		end()
+		return nil, "", nil, err
+	}
+	return api, id, end, nil
+}
+
 // findCommandID is the command that a person means: by its ID, by the beginning
 // of it (four characters or more, of the newest commands), or as "last".
 func findCommandID(c *cli.Context, api *client.Client, text string) (fleet.CommandID, error) {

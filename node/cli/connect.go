@@ -120,6 +120,21 @@ func (e *env) bound(c *cli.Context) (cancel context.CancelFunc, err error) {
 	return cancel, nil
 }
 
+// connectWithin connects for what --timeout bounds as a whole; end closes the
+// connection.
+func (e *env) connectWithin(c *cli.Context) (_ *client.Client, end func(), err error) {
+	cancel, err := e.bound(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	api, err := e.connect(c)
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	return api, func() { api.Close(); cancel() }, nil
+}
+
 // nameFleet says which fleet a credential is missing for, and which host to ask
 // for one, if this host is of a fleet.
 func (e *env) nameFleet(c *cli.Context, err error) error {

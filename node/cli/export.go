@@ -84,20 +84,11 @@ func (e *env) export(c *cli.Context) error {
 	if _, err := os.Lstat(path); path != "-" && !errors.Is(err, fs.ErrNotExist) {
 		return fleet.Errorf(fleet.Conflict, "%s is there already", path).WithHint("name a new one: nothing is overwritten")
 	}
-	cancel, err := e.bound(c)
+	api, id, end, err := e.reachCommand(c)
 	if err != nil {
 		return err
 	}
-	defer cancel()
-	api, err := e.connect(c)
-	if err != nil {
-		return err
-	}
-	defer api.Close()
-	id, err := findCommandID(c, api, c.Args().First())
-	if err != nil {
-		return err
-	}
+	defer end()
 	d, err := describeCommand(c, api, string(id))
 	if err != nil {
 		return err

@@ -101,16 +101,11 @@ func (e *env) grep(c *cli.Context) error {
 	case c.Args().Len() > 1 && c.IsSet("last"):
 		return usagef("--last is for when no COMMAND is named")
 	}
-	cancel, err := e.bound(c)
+	api, end, err := e.connectWithin(c)
 	if err != nil {
 		return err
 	}
-	defer cancel()
-	api, err := e.connect(c)
-	if err != nil {
-		return err
-	}
-	defer api.Close()
+	defer end()
 	for _, text := range c.Args().Tail() {
 		id, err := findCommandID(c, api, text)
 		if err != nil {

@@ -47,15 +47,11 @@ func (e *env) rerun(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	api, err := e.connect(c)
+	api, id, end, err := e.reachCommand(c)
 	if err != nil {
 		return err
 	}
-	defer api.Close()
-	id, err := findCommandID(c, api, c.Args().First())
-	if err != nil {
-		return err
-	}
+	defer end()
 	d, err := describeCommand(c, api, string(id))
 	if err != nil {
 		return err
