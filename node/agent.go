@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"syscall"
 	"time"
 
@@ -112,17 +111,7 @@ func (n *Node) takeName() {
 // answers. It gives the log index that holds the result.
 func (n *Node) report(ctx context.Context, result, detail []byte, blobs []fleet.Digest) (uint64, error) {
 	order := n.voters()
-	if leader := n.leader(); leader != "" {
-		slices.SortStableFunc(order, func(a, b fleet.NodeID) int {
-			switch leader {
-			case a:
-				return -1
-			case b:
-				return 1
-			}
-			return 0
-		})
-	}
+	rpc.AskFirst(order, n.leader())
 	var failures []error
 	for _, voter := range order {
 		index, err := n.reportTo(ctx, voter, result, detail, blobs)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fleet/node/fleet"
+	"fleet/node/rpc"
 	"fleet/node/transport"
 )
 
@@ -71,15 +72,7 @@ func (n *Node) Splice(ctx context.Context) (net.Conn, error) {
 			order = append(order, first)
 		}
 	}
-	slices.SortStableFunc(order, func(a, b fleet.NodeID) int {
-		switch first {
-		case a:
-			return -1
-		case b:
-			return 1
-		}
-		return 0
-	})
+	rpc.AskFirst(order, first)
 	type outcome struct {
 		conn net.Conn
 		err  error

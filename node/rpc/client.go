@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,20 @@ const (
 	dialTimeout    = 10 * time.Second
 	maxHeaderBytes = 4 << 10
 )
+
+// AskFirst puts one host before the others, whose order stays. One that is not
+// among them, or none, changes nothing.
+func AskFirst(order []fleet.NodeID, first fleet.NodeID) {
+	slices.SortStableFunc(order, func(a, b fleet.NodeID) int {
+		switch first {
+		case a:
+			return -1
+		case b:
+			return 1
+		}
+		return 0
+	})
+}
 
 // Target is a peer as the caller means it: the connection is refused unless
 // the other end proves exactly this node with a certificate of this role.

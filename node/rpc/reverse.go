@@ -263,15 +263,7 @@ func (t *trip) relay(first fleet.NodeID) bool {
 		return false
 	}
 	relays := slices.Clone(t.c.relays())
-	slices.SortStableFunc(relays, func(a, b fleet.NodeID) int {
-		switch first {
-		case a:
-			return -1
-		case b:
-			return 1
-		}
-		return 0
-	})
+	AskFirst(relays, first)
 	for i, by := range relays {
 		if t.ctx.Err() != nil || by == t.to.Node {
 			continue

@@ -404,3 +404,13 @@ func TestInFlightPerPeer(t *testing.T) {
 		t.Errorf("counts left behind: %v", s.inFlight)
 	}
 }
+
+func TestAskFirst(t *testing.T) {
+	for first, want := range map[fleet.NodeID]string{"b": "[b a c]", "a": "[a b c]", "": "[a b c]", "z": "[a b c]"} {
+		order := []fleet.NodeID{"a", "b", "c"}
+		AskFirst(order, first)
+		if got := fmt.Sprint(order); got != want {
+			t.Errorf("%q first: %s, want %s", first, got, want)
+		}
+	}
+}
