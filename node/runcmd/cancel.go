@@ -156,15 +156,10 @@ func (r *Runner) cancelUnmet(s *ticket.SignedCancel, c Cancellation) (Answer, er
 // judgeCancel decides what to say of a command that the journal does not hold:
 // Refused with a result, or NotReady.
 func judgeCancel(s *ticket.SignedCancel, now time.Time, known bool, admits error, unmet int) ruling {
+	if rule, settled := judgeAdmission(known, admits); settled {
+		return rule
+	}
 	switch {
-	case fleet.KindOf(admits) == fleet.Unavailable:
-		return ruling{state: NotReady, reason: admits.Error()}
-	case admits != nil:
-		// It may have run under a journal that was lost: that it did not is
-		// nothing that this host can sign.
-		return ruling{state: Refused, result: fleet.Undeliverable, reason: admits.Error(), forget: true}
-	case !known:
-		return ruling{state: NotReady, reason: "this host has not heard the time from enough voters in the last minutes"}
 	case now.Before(time.Unix(0, s.Created).Add(-Skew)):
 		reason := fmt.Sprintf("the command is of %s, it is %s", stamp(s.Created), stamp(now.UnixNano()))
 		return ruling{state: NotReady, reason: reason}

@@ -38,15 +38,10 @@ type ruling struct {
 // judge decides by the journal's word and the time of the fleet whether a
 // command that the journal does not hold may run.
 func judge(t *ticket.Ticket, now time.Time, known bool, admits error) ruling {
+	if rule, settled := judgeAdmission(known, admits); settled {
+		return rule
+	}
 	switch {
-	case fleet.KindOf(admits) == fleet.Unavailable:
-		return ruling{state: NotReady, reason: admits.Error()}
-	case admits != nil:
-		// First of all: whether it ran or ran out of time before is not known,
-		// so nothing else may be said about it.
-		return ruling{state: Refused, result: fleet.Undeliverable, reason: admits.Error(), forget: true}
-	case !known:
-		return ruling{state: NotReady, reason: "this host has not heard the time from enough voters in the last minutes"}
 	case now.Before(time.Unix(0, t.NotBefore).Add(-Skew)):
 		reason := fmt.Sprintf("the ticket counts from %s on, it is %s", stamp(t.NotBefore), stamp(now.UnixNano()))
 		return ruling{state: NotReady, reason: reason}
@@ -54,6 +49,22 @@ func judge(t *ticket.Ticket, now time.Time, known bool, admits error) ruling {
 		return ruling{state: Refused, result: fleet.DeliveryTimedOut, reason: lateReason(t, now)}
 	}
 	return ruling{state: Accepted}
+}
+
+// judgeAdmission comes before all else that may be said of a command that the
+// journal does not hold: one that may have run, or run out of time, under a
+// journal that was lost is nothing that this host can sign for, and without the
+// time of the fleet nothing can be decided.
+func judgeAdmission(known bool, admits error) (_ ruling, settled bool) {
+	switch {
+	case fleet.KindOf(admits) == fleet.Unavailable:
+		return ruling{state: NotReady, reason: admits.Error()}, true
+	case admits != nil:
+		return ruling{state: Refused, result: fleet.Undeliverable, reason: admits.Error(), forget: true}, true
+	case !known:
+		return ruling{state: NotReady, reason: "this host has not heard the time from enough voters in the last minutes"}, true
+	}
+	return ruling{}, false
 }
 
 func lateReason(t *ticket.Ticket, now time.Time) string {
