@@ -9,5 +9,5 @@ import (
 
 // peerUID has no answer here.
 func peerUID(*net.UnixConn) (int, error) {
-	return 0, errors.New("this system does not say who opened a local socket")
+	return -1, errors.New("this system does not say who opened a local socket")
 }
