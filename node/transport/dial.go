@@ -67,6 +67,10 @@ func (t *Transport) DialPlain(ctx context.Context, addr string) (net.Conn, error
 	defer cancel()
 	raw, err := t.cfg.Dial(ctx, "tcp", addr)
 	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			err = op.Err // the rest of it says the address again
+		}
 		return nil, fleet.Errorf(fleet.Unavailable, "connect to %s: %w", addr, err)
 	}
 	return raw, nil
