@@ -68,6 +68,16 @@ type wirePeer struct {
 	Address string       `msgpack:"a"`
 }
 
+// refuseForeignID refuses a name that reads as the ID of another host: people
+// and programs that mean the one would get the other. It is asked at the door
+// and not in Apply, because a host without a name is named by its own ID.
+func refuseForeignID(name string, own fleet.NodeID) error {
+	if id, err := fleet.ParseNodeID(name); err == nil && id != own {
+		return fleet.Errorf(fleet.Invalid, "the name %s has the form of a node ID", name).WithHint("choose another: --node-name NAME")
+	}
+	return nil
+}
+
 func readMessage(r io.Reader, max int, v any) error {
 	b, err := wire.ReadFrame(r, max)
 	if err != nil {

@@ -67,6 +67,9 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 		if err := fleet.CheckNodeName(o.NodeName); err != nil {
 			return nil, err
 		}
+		if err := refuseForeignID(o.NodeName, ""); err != nil {
+			return nil, err
+		}
 	}
 	dir, err := createDir(o.DataDir)
 	if err != nil {

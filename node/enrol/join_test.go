@@ -259,6 +259,15 @@ func TestClockTooWrong(t *testing.T) {
 
 // TestServerDecides is what costs an activation and what does not.
 func TestServerDecides(t *testing.T) {
+	named := func(t *testing.T, name string) []byte {
+		p, _, err := identity.ParseJoinRequest(fixedHello(t).Request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Name = name
+		return must[[]byte](t)(identity.NewJoinRequest(p, testKey('A', 1), identity.Code{4, 5, 6}))
+	}
+	own := string(fleet.NodeIDOf(testKey('A', 1).Public()))
 	request := func(t *testing.T, addr string) []byte {
 		h := fixedHello(t)
 		p, _, err := identity.ParseJoinRequest(h.Request)
@@ -282,6 +291,8 @@ func TestServerDecides(t *testing.T) {
 		{"no version", &hello{Request: request(t, "10.0.0.9:7790")}, nil, false, fleet.Invalid, "version 0"},
 		{"garbage", &hello{Version: 1, Request: []byte("x")}, nil, false, fleet.Invalid, "join request"},
 		{"an address that fits no node record", &hello{Version: 1, Request: request(t, "web01.example.org:7790")}, nil, false, fleet.Invalid, "not IP:PORT"},
+		{"named as another's ID", &hello{Version: 1, Request: named(t, "mi-0123456789abcdef0")}, nil, false, fleet.Invalid, "form of a node ID"},
+		{"named as its own ID", &hello{Version: 1, Request: named(t, own)}, nil, true, fleet.Denied, "says the quorum"},
 		{"this host does not vote", &hello{Version: 1, Request: request(t, "10.0.0.9:7790")}, fleet.Errorf(fleet.Unavailable, "not yet"), false, fleet.Other, ""},
 		{"this host cannot sign", &hello{Version: 1, Request: request(t, "10.0.0.9:7790")}, broken, false, fleet.Other, "no issuing key"},
 		{"in order", &hello{Version: 1, Request: request(t, "10.0.0.9:7790")}, nil, true, fleet.Denied, "says the quorum"},
@@ -469,6 +480,7 @@ func TestJoinChecksOptions(t *testing.T) {
 		"a host name":  func(o *JoinOptions) { o.Advertise = "web01:7790" },
 		"any address":  func(o *JoinOptions) { o.Advertise = "0.0.0.0:7790" },
 		"a wrong name": func(o *JoinOptions) { o.NodeName = "web 01" },
+		"an ID":        func(o *JoinOptions) { o.NodeName = "mi-0123456789abcdef0" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := JoinOptions{

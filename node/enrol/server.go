@@ -185,6 +185,9 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	if err := checkAdvertise(payload.Address); err != nil {
 		return nil, err
 	}
+	if err := refuseForeignID(payload.Name, fleet.NodeIDOf(payload.Key)); err != nil {
+		return nil, err
+	}
 	began := s.cfg.Now()
 	node, err := s.cfg.Enrol(ctx, h.Request)
 	if err != nil {
