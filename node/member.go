@@ -374,14 +374,20 @@ func viewSince(nodes []*fleet.Node, removals []*fleet.Removal, since uint64) (ro
 		if (len(rows) >= maxView || size >= maxViewBytes) && c.index != index {
 			break
 		}
-		size += len(c.row.ID) + len(c.row.Name) + len(c.row.Address)
-		for k, v := range c.row.Labels {
-			size += len(k) + len(v)
-		}
+		size += sizeOf(c.row)
 		rows = append(rows, c.row)
 		index = c.index
 	}
 	return rows, index
+}
+
+// sizeOf is how many bytes of text a row has.
+func sizeOf(row rpc.ViewRow) int {
+	size := len(row.ID) + len(row.Name) + len(row.Address)
+	for k, v := range row.Labels {
+		size += len(k) + len(v)
+	}
+	return size
 }
 
 // report decides a host's result here, or brings it to the leader.

@@ -120,6 +120,7 @@ type view struct {
 
 	mu    sync.Mutex // guards all below
 	rows  map[fleet.NodeID]rpc.ViewRow
+	size  int                     // bytes of text in rows
 	gone  map[fleet.NodeID]bool   // removed from the fleet, as a voter says
 	index map[fleet.NodeID]uint64 // by voter: how far its rows reach; a voter that lies spoils its own only
 	asOf  time.Time
@@ -129,6 +130,39 @@ type view struct {
 
 func newView(now func() time.Time) *view {
 	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, gone: map[fleet.NodeID]bool{}, index: map[fleet.NodeID]uint64{}, peers: map[fleet.NodeID]string{}}
+}
+
+// What a view holds at most: one voter that makes rows up must not fill the
+// memory of every host. A fleet of these sizes is several cells long before.
+const (
+	maxRows     = 32 << 10 // hosts, and as many that are gone
+	maxRowBytes = 32 << 20 // of their text
+)
+
+// putLocked takes a row if there is room for it.
+func (v *view) putLocked(row rpc.ViewRow) {
+	before, known := v.rows[row.ID]
+	size := v.size + sizeOf(row)
+	if known {
+		size -= sizeOf(before)
+	}
+	if size > maxRowBytes || !known && len(v.rows) >= maxRows {
+		return // what was known of the host stands
+	}
+	v.rows[row.ID], v.size = row, size
+}
+
+// removeLocked takes a host out for good and reports whether that is news.
+func (v *view) removeLocked(id fleet.NodeID) bool {
+	if row, known := v.rows[id]; known {
+		delete(v.rows, id)
+		v.size -= sizeOf(row)
+	}
+	if v.gone[id] || len(v.gone) >= maxRows {
+		return false
+	}
+	v.gone[id] = true
+	return true
 }
 
 // merge takes a voter's answer and reports whether a host is newly gone. A
@@ -143,11 +177,9 @@ func (v *view) merge(voter fleet.NodeID, resp *rpc.HeartbeatResponse) (removed b
 	for _, row := range resp.View {
 		switch {
 		case row.Removed:
-			removed = removed || !v.gone[row.ID]
-			v.gone[row.ID] = true
-			delete(v.rows, row.ID)
+			removed = v.removeLocked(row.ID) || removed
 		case !v.gone[row.ID]:
-			v.rows[row.ID] = row
+			v.putLocked(row)
 		}
 	}
 	v.index[voter], v.asOf, v.lead = resp.ViewIndex, v.now(), resp.Leader
