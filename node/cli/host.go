@@ -260,9 +260,6 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.
 		select {
 		case <-ready:
 			log.Info("agent ready", "node", n.ID())
-			if w := nameTaken(n.LocalStatus(), n.LocalNodes().Nodes); w != nil {
-				log.Warn("another host has this name", "warning", w.Message, "next", w.Remedy)
-			}
 			tell(notify.State("member of " + status.FleetName))
 			ready = nil
 		case <-alive:

@@ -149,41 +149,7 @@ func (e *env) carryOut(ctx context.Context, p *plan) error {
 			WithHint("%s shows the whole log; when it is mended: %s, then fleet status", logs, restart)
 	}
 	fmt.Fprintf(e.out, "service     ready after %s, started at boot\n", short(e.now().Sub(began)))
-	e.warnOfName(ctx, client.OpenLocal(p.socket))
 	return nil
-}
-
-// warnOfName says that another host has the name of this one, if the agent knows
-// of one. Names may repeat, and then only the ID names one of the hosts.
-func (e *env) warnOfName(ctx context.Context, local *client.Local) {
-	status, err := local.Status(ctx)
-	if err != nil {
-		return // it is a help, and the host is ready
-	}
-	nodes, err := local.Nodes(ctx)
-	if err != nil {
-		return
-	}
-	if w := nameTaken(*status, nodes.Nodes); w != nil {
-		e.warningLines([]fleet.Warning{*w})
-	}
-}
-
-func nameTaken(self fleet.LocalStatus, nodes []fleet.LocalNode) *fleet.Warning {
-	var others []string
-	for _, n := range nodes {
-		if n.Name == self.Name && n.InstanceId != self.InstanceId {
-			others = append(others, string(n.InstanceId))
-		}
-	}
-	if len(others) == 0 || self.Name == "" {
-		return nil
-	}
-	text := fmt.Sprintf("another host is called %s too: %s", self.Name, others[0])
-	if more := len(others) - 1; more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	return &fleet.Warning{Message: text, Remedy: fmt.Sprintf("fleet node rename %s NAME", self.InstanceId)}
 }
 
 // writeConfig writes a file that is not there yet, whole.
