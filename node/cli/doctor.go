@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
+	"fleet/node/api/client"
 	"fleet/node/config"
 	"fleet/node/doctor"
 	"fleet/node/enrol"
@@ -50,14 +52,10 @@ func (e *env) doctor(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, port, err := net.SplitHostPort(config.DefaultListen)
-	if err != nil {
-		return fmt.Errorf("the default port: %w", err)
-	}
 	var addresses []string
 	for _, a := range c.Args().Slice() {
 		if _, _, err := net.SplitHostPort(a); err != nil {
-			a = net.JoinHostPort(strings.Trim(a, "[]"), port)
+			a = net.JoinHostPort(strings.Trim(a, "[]"), strconv.Itoa(client.DefaultPort))
 		}
 		addresses = append(addresses, a)
 	}

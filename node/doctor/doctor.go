@@ -16,14 +16,18 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"fleet/node/api/client"
 	"fleet/node/config"
+	"fleet/node/disk"
 	"fleet/node/enrol"
 	"fleet/node/fleet"
 	"fleet/node/transport"
@@ -141,6 +145,50 @@ func (e *examination) name() {
 	e.add("name", OK, e.Name, "")
 }
 
+// dataDir looks at the place of keys, journal and replicated state. What is too
+// little room is the agent's to say (node/disk).
+func (e *examination) dataDir() {
+	dir := e.Config.DataDir
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		e.add("data", Problem, dir+" is not a directory", "name another: --data-dir DIR")
+		return
+	}
+	at := existing(dir)
+	state, text, remedy := mounted(at)
+	if state == Problem {
+		e.add("data", state, text, remedy)
+		return
+	}
+	account := disk.New(at, 0, e.Now)
+	if err := account.Check(); err != nil {
+		e.add("data", Problem, err.Error(), fleet.HintOf(err))
+		return
+	}
+	if warnings := account.Warnings(); len(warnings) > 0 {
+		e.add("data", Warning, warnings[0].Message, warnings[0].Remedy)
+		return
+	}
+	if state != OK {
+		e.add("data", state, text, remedy)
+		return
+	}
+	e.add("data", OK, fmt.Sprintf("%s, %d MiB free", dir, account.State().Free>>20), "")
+}
+
+// existing is the nearest directory above a path that exists.
+func existing(path string) string {
+	for {
+		if info, err := os.Stat(path); err == nil && info.IsDir() {
+			return path
+		}
+		up := filepath.Dir(path)
+		if up == path {
+			return path
+		}
+		path = up
+	}
+}
+
 // listenPort is the number of the port.
 func (e *examination) listenPort() uint16 {
 	_, port, err := net.SplitHostPort(e.Config.Listen)
@@ -242,10 +290,14 @@ func (r *remote) examine(ctx context.Context) {
 		r.add("address", Problem, fmt.Sprintf("%q is not HOST:PORT", r.addr), "")
 		return
 	}
-	ips, err := transport.Resolve(ctx, host)
+	addresses, err := client.Resolve(ctx, r.addr)
 	if err != nil {
 		r.add("names", Problem, fmt.Sprintf("%s has no address: %v", host, err), "check the name, or use the IP address")
 		return
+	}
+	ips := make([]string, len(addresses))
+	for i, a := range addresses {
+		ips[i] = netip.MustParseAddrPort(a).Addr().String() // Resolve made it
 	}
 	if net.ParseIP(host) == nil {
 		r.add("names", OK, host+" is "+strings.Join(ips, ", "), "")

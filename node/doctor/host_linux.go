@@ -14,48 +14,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lowSpace is how much room the data directory's file system should have.
-const lowSpace = 256 << 20
-
-// dataDir looks at the place of keys, journal and replicated state.
-func (e *examination) dataDir() {
-	dir := e.Config.DataDir
-	at := existing(dir)
+// mounted looks at how the file system of a directory is mounted and whether
+// this user may write there: OK, or what is wrong and what to do.
+func mounted(dir string) (state State, text, remedy string) {
 	var fsys unix.Statfs_t
-	if err := unix.Statfs(at, &fsys); err != nil {
-		e.add("data", Problem, fmt.Sprintf("%s: %v", at, err), "check the path: data-dir")
-		return
-	}
-	free := fsys.Bavail * uint64(fsys.Bsize)
+	err := unix.Statfs(dir, &fsys)
 	switch {
+	case err != nil:
+		return Problem, fmt.Sprintf("%s: %v", dir, err), "check the path: data-dir"
 	case fsys.Flags&unix.ST_RDONLY != 0:
-		e.add("data", Problem, dir+" is on a file system that is mounted read-only", "remount it, or name another: --data-dir DIR")
-	case fsys.Files > 0 && fsys.Ffree == 0:
-		e.add("data", Problem, "no inode is free for "+dir, "remove files there")
-	case free < lowSpace:
-		e.add("data", Problem, fmt.Sprintf("%d MiB are free for %s", free>>20, dir), "free at least 256 MiB, or name another: --data-dir DIR")
-	case unix.Access(at, unix.W_OK) != nil:
-		e.add("data", Problem, dir+" may not be written by this user", "become root, or name another: --data-dir DIR")
+		return Problem, dir + " is on a file system that is mounted read-only", "remount it, or name another: --data-dir DIR"
+	case unix.Access(dir, unix.W_OK) != nil:
+		return Problem, dir + " may not be written by this user", "become root, or name another: --data-dir DIR"
 	case fsys.Flags&unix.ST_NOEXEC != 0:
-		e.add("data", Warning, dir+" is on a file system mounted noexec: scripts with a #! line of their own cannot run from it",
-			"mount it with exec, or name another: --data-dir DIR")
-	default:
-		e.add("data", OK, fmt.Sprintf("%s, %d MiB free", dir, free>>20), "")
+		return Warning, dir + " is on a file system mounted noexec: scripts with a #! line of their own cannot run from it",
+			"mount it with exec, or name another: --data-dir DIR"
 	}
-}
-
-// existing is the nearest directory above a path that exists.
-func existing(path string) string {
-	for {
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			return path
-		}
-		up := filepath.Dir(path)
-		if up == path {
-			return path
-		}
-		path = up
-	}
+	return OK, "", ""
 }
 
 // clock asks the kernel whether something keeps its clock.

@@ -171,18 +171,3 @@ func (t *Transport) Reaches(ctx context.Context, addr string) error {
 	_ = conn.Close() // that it was opened is the answer
 	return nil
 }
-
-// Resolve gives the addresses of a host name, or the IP address that it is.
-func Resolve(ctx context.Context, host string) ([]string, error) {
-	if net.ParseIP(host) != nil {
-		return []string{host}, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	ips, err := net.DefaultResolver.LookupHost(ctx, host)
-	var dns *net.DNSError
-	if errors.As(err, &dns) && dns.IsNotFound {
-		return nil, fleet.Errorf(fleet.NotFound, "there is no such name")
-	}
-	return ips, err
-}
