@@ -130,32 +130,33 @@ func Peek(ctx context.Context, dialer DialFunc, addr string, now func() time.Tim
 // public key has the given SHA-256. Peer says whether a quorum host or an
 // ordinary one answered; an enrolment may be sent only to the former.
 func DialJoin(ctx context.Context, dialer DialFunc, addr string, root fleet.Digest, now func() time.Time) (*Conn, error) {
-	return dial(ctx, dialer, addr, target{
-		proto: Join, name: nameJoin, now: now,
-		verify: func(chain []*x509.Certificate, now time.Time) (identity.Peer, error) {
-			key, err := rootKey(chain)
-			if err != nil {
-				return identity.Peer{}, err
-			}
-			if fleet.Sum(key[:]) != root {
-				return identity.Peer{}, fleet.Errorf(fleet.Unauthenticated,
-					"it belongs to another fleet (root fingerprint %s) than the join token", key.Fingerprint()).
-					WithHint("check the addresses in the token, or make a new one on the fleet you mean")
-			}
-			return identity.VerifyChain(chain, fleet.IDOf(key), now)
-		},
+	c, _, err := dialJoin(ctx, dialer, addr, now, func(key fleet.PublicKey) error {
+		if fleet.Sum(key[:]) != root {
+			return fleet.Errorf(fleet.Unauthenticated, "it belongs to another fleet (root fingerprint %s) than the join token", key.Fingerprint()).
+				WithHint("check the addresses in the token, or make a new one on the fleet you mean")
+		}
+		return nil
 	})
+	return c, err
 }
 
 // DialAny opens a joiner's connection to whatever fleet answers at addr, to find
 // out which: Peer says it, and nobody vouches for that. Nothing that matters may
 // be sent on it.
 func DialAny(ctx context.Context, dialer DialFunc, addr string, now func() time.Time) (*Conn, fleet.PublicKey, error) {
-	var root fleet.PublicKey
+	return dialJoin(ctx, dialer, addr, now, func(fleet.PublicKey) error { return nil })
+}
+
+// dialJoin dials a host of a fleet whose root key is accepted.
+func dialJoin(ctx context.Context, dialer DialFunc, addr string, now func() time.Time,
+	accept func(root fleet.PublicKey) error) (_ *Conn, root fleet.PublicKey, _ error) {
 	c, err := dial(ctx, dialer, addr, target{
 		proto: Join, name: nameJoin, now: now,
 		verify: func(chain []*x509.Certificate, now time.Time) (_ identity.Peer, err error) {
 			if root, err = rootKey(chain); err != nil {
+				return identity.Peer{}, err
+			}
+			if err = accept(root); err != nil {
 				return identity.Peer{}, err
 			}
 			return identity.VerifyChain(chain, fleet.IDOf(root), now)
