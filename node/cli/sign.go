@@ -135,13 +135,9 @@ func digestOf(path string) (_ fleet.Digest, size int64, err error) {
 
 // readCapped reads a small file.
 func readCapped(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	b, err := readSome(path, limit+1)
 	if err != nil {
 		return nil, fleet.Errorf(fleet.NotFound, "%w", err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	if int64(len(b)) > limit {
 		return nil, fleet.Errorf(fleet.TooLarge, "%s has over %d bytes", path, limit)
