@@ -88,6 +88,9 @@ func (n *Node) hostWarnings() []fleet.Warning {
 			Remedy: "fleet join --token-file FILE makes this host a new node, with a new activation; stop an agent first that is not the service",
 		})
 	}
+	if fenced := n.fenced.Load(); fenced != nil {
+		ws = append(ws, *fenced)
+	}
 	if clones := n.clones.Load(); clones != nil && len(*clones) > 0 {
 		ws = append(ws, fleet.Warning{
 			Code:    WarnCloned,

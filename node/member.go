@@ -72,6 +72,9 @@ func (n *Node) startMember() error {
 		Timing:  n.raftTiming(), Memory: n.cfg.Memory, Bootstrap: n.cfg.Memory && genesis != nil,
 		Fatal: n.fatal, Logger: n.calmly("quorum"),
 	})
+	if kind := fleet.KindOf(err); kind == fleet.Corrupt || kind == fleet.NotFound {
+		return &refusedStore{err}
+	}
 	if err != nil {
 		return err
 	}
@@ -124,6 +127,20 @@ func (n *Node) startMember() error {
 	n.run("removals", m.followRemovals)
 	n.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
 	return nil
+}
+
+// refusedStore is that this host's store must not be believed.
+type refusedStore struct{ error }
+
+func (r *refusedStore) Unwrap() error { return r.error }
+
+// fence lets this host run on as an agent whose store was refused: it has no
+// part in the quorum and shows no quorum certificate, but whoever mends it still
+// reaches it.
+func (n *Node) fence(err error) {
+	n.quorumTLS.Store(nil)
+	n.fenced.Store(&fleet.Warning{Code: fleet.WarnQuorumStore, Message: err.Error() + "; this host does not vote", Remedy: fleet.HintOf(err)})
+	n.log.Error("this host does not vote: its quorum store is refused", "err", err, "next", fleet.HintOf(err))
 }
 
 // prepareStore makes Raft's stores where they may be made: for a fleet that
@@ -226,15 +243,24 @@ func (m *member) admitAgent(p transport.Proto, peer identity.Peer, trust *identi
 	if row == nil {
 		// A host that follows the log may hear of a new node from the node. A
 		// reverse connection is for calls to a node that is in the registry.
-		if info := store.Fleet(); p != transport.Reverse && (!info.Genesis || m.quorum.Leader() != m.n.info.Node) {
-			return nil
+		if p == transport.Reverse || m.quorum.Ready() {
+			return m.noRow(peer.Node)
 		}
-		return fleet.Errorf(fleet.Denied, "%s is not enrolled", peer.Node)
+		return nil
 	}
 	if row.Key != peer.Key {
 		return fleet.Errorf(fleet.Denied, "the certificate of %s is not for its enrolled key", peer.Node)
 	}
 	return nil
+}
+
+// noRow says that a host is not in the registry. Only a leader that has read its
+// log knows; a voter that has just started holds an older copy, or none.
+func (m *member) noRow(id fleet.NodeID) error {
+	if m.quorum.Ready() {
+		return fleet.Errorf(fleet.Denied, "%s is not enrolled", id)
+	}
+	return fleet.Errorf(fleet.Unavailable, "%s is not in this voter's copy of the registry, which may not be read yet", id)
 }
 
 // refuseRemoved is an error if a host was removed from the fleet.
@@ -462,7 +488,7 @@ func (m *member) enrol(ctx context.Context, request []byte) (*fleet.Node, error)
 func (m *member) renew(peer identity.Peer) (*rpc.RenewResponse, error) {
 	row := m.fsm.Store().Node(peer.Node)
 	if row == nil {
-		return nil, fleet.Errorf(fleet.Denied, "%s is not enrolled", peer.Node)
+		return nil, m.noRow(peer.Node)
 	}
 	issuing, err := m.issuing()
 	if err != nil {
@@ -544,7 +570,14 @@ func (n *Node) installQuorum(_ context.Context, req *rpc.InstallQuorumRequest) e
 	}
 	cert := id.TLS()
 	n.quorumTLS.Store(&cert)
-	return n.startMember()
+	if err := n.startMember(); err != nil {
+		if n.fenced.Load() != nil {
+			n.quorumTLS.Store(nil)
+		}
+		return err
+	}
+	n.fenced.Store(nil)
+	return nil
 }
 
 // parseChain parses certificates, leaf first.

@@ -121,6 +121,8 @@ type Node struct {
 
 	nodeName atomic.Pointer[string] // this host's, as the registry has it
 
+	fenced atomic.Pointer[fleet.Warning] // nil unless the quorum store of this host was refused
+
 	gone       atomic.Pointer[enrol.Gone] // nil while this host is of the fleet
 	inFleet    context.Context            // ends with that, or when the host stops
 	leaveFleet context.CancelFunc
@@ -280,7 +282,11 @@ func (n *Node) Start(context.Context) error {
 		return n.joinServer().Serve(ctx, n.transport.Listener(transport.Join))
 	})
 	if n.quorumTLS.Load() != nil {
-		if err := n.startMember(); err != nil {
+		err := n.startMember()
+		var refused *refusedStore
+		if errors.As(err, &refused) {
+			n.fence(refused.error)
+		} else if err != nil {
 			return errors.Join(err, n.Stop(context.Background()))
 		}
 	}

@@ -118,6 +118,13 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 		if n := store.Node(server.ID); n != nil {
 			name = n.Name
 		}
+		if slices.Contains(s.seen[server.ID].Warnings, fleet.WarnQuorumStore) {
+			all = append(all, fleet.Warning{
+				Code: fleet.WarnQuorumStore, Message: fmt.Sprintf("%s does not vote: its quorum store was refused", name),
+				Remedy: fmt.Sprintf("fleet status on %s says why and what to do; it runs commands as before", name),
+			})
+			continue
+		}
 		all = append(all, fleet.Warning{
 			Code: "VoterUnreachable", Message: fmt.Sprintf("%s of the quorum does not answer", name),
 			Remedy: fmt.Sprintf("start fleet on %s, or check the network to it", name),
@@ -140,7 +147,7 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 			})
 		}
 	}
-	known := map[string]bool{fleet.WarnCloned: true} // what the host that answers has said itself
+	known := map[string]bool{fleet.WarnCloned: true, fleet.WarnQuorumStore: true} // what the host that answers has said itself
 	for _, w := range r.Warnings {
 		known[w.Code] = true
 	}

@@ -43,6 +43,10 @@ const WarnCloned = "ClonedIdentity"
 // ClonedRemedy is what to do about it.
 const ClonedRemedy = "on the copy: stop the agent, remove its data directory, then fleet join with a new activation; it runs nothing until then"
 
+// WarnQuorumStore is the code of the warning that a host of the quorum does not
+// vote because its store was refused.
+const WarnQuorumStore = "QuorumStoreRefused"
+
 // LabelFilter keeps the nodes whose label has one of the values; any value
 // when there are none.
 type LabelFilter struct {

@@ -28,6 +28,10 @@ type guard struct {
 // after a failed write cannot be believed.
 var errFailed = errors.New("the store failed before")
 
+// errDamaged is in the chain of every error about bytes that are not those that
+// were written.
+var errDamaged = errors.New("it is not what was written")
+
 // arm sets what is called at the first failure, and calls it if that has been.
 // Until then errors are only returned: whoever opens the stores reports them.
 func (g *guard) arm(die func(error)) {
@@ -124,14 +128,14 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 		}
 		n := len(got.Extensions) - crc32.Size
 		if n < 0 {
-			return errors.New("it has no checksum")
+			return fmt.Errorf("it has no checksum: %w", errDamaged)
 		}
 		sum := binary.BigEndian.Uint32(got.Extensions[n:])
 		if got.Extensions = got.Extensions[:n:n]; n == 0 {
 			got.Extensions = nil
 		}
 		if got.Index != index || sum != logSum(&got) {
-			return errors.New("it is not what was written")
+			return errDamaged
 		}
 		*l = got
 		return nil
@@ -191,7 +195,7 @@ func (s *stableStore) Get(key []byte) (value []byte, err error) {
 		}
 		n := len(got) - crc32.Size
 		if n < 0 || binary.BigEndian.Uint32(got[n:]) != stableSum(key, got[:n]) {
-			return errors.New("it is not what was written")
+			return errDamaged
 		}
 		value = got[:n:n]
 		return nil
@@ -209,7 +213,7 @@ func (s *stableStore) GetUint64(key []byte) (uint64, error) {
 		return 0, err
 	}
 	if len(b) != 8 {
-		return 0, fmt.Errorf("read %s: %d bytes where 8 belong", key, len(b))
+		return 0, fmt.Errorf("read %s: %d bytes where 8 belong: %w", key, len(b), errDamaged)
 	}
 	return binary.BigEndian.Uint64(b), nil
 }

@@ -224,9 +224,12 @@ func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	return q, nil
 }
 
-// storeError says what ended the store and, where a person can do something,
-// what.
-func storeError(err error) error {
+// storeError says what ended the store in dir and, where a person can do
+// something, what.
+func storeError(dir string, err error) error {
+	if errors.Is(err, errDamaged) {
+		return damaged(dir, "%w", err)
+	}
 	if errors.Is(err, syscall.ENOSPC) {
 		return fleet.Errorf(fleet.Unavailable, "quorum store: %w", err).
 			WithHint("free some space on the disk of the data directory: the service starts again by itself, an agent in a terminal with fleet agent")
@@ -239,7 +242,7 @@ func (q *Quorum) die(err error) {
 	close(q.dead)
 	q.shutdown()        // no more votes
 	_ = q.trans.Close() // no more heartbeats, so that the others elect; it never fails
-	q.cfg.Fatal(storeError(err))
+	q.cfg.Fatal(storeError(q.cfg.Dir, err))
 }
 
 // shutdown tells Raft to end and gives the one future that waits for it: of a

@@ -683,6 +683,9 @@ func TestStoreFails(t *testing.T) {
 			if !strings.Contains(err.Error(), fmt.Sprintf("entry %d", last)) {
 				t.Errorf("Fatal was told %q, which does not name entry %d", err, last)
 			}
+			if fleet.KindOf(err) != fleet.Corrupt || fleet.HintOf(err) == "" {
+				t.Errorf("Fatal was told %v of kind %v with hint %q, want corrupt and what to do", err, fleet.KindOf(err), fleet.HintOf(err))
+			}
 		default:
 		}
 	})

@@ -193,14 +193,19 @@ func errInUse(dir string) error {
 func damaged(dir, format string, args ...any) error {
 	e := fleet.Errorf(fleet.Corrupt, format, args...)
 	e.Message = fmt.Sprintf("quorum store %s must not be used: %s", dir, e.Message)
-	return e.WithHint("this host does not vote with it. The other voters have the data: move %s aside and let this host "+
-		"join the quorum anew; never put an older copy in its place", dir)
+	return e.WithHint("%s", anew(dir))
+}
+
+// anew is what to do about a store that is not to be used.
+func anew(dir string) string {
+	return fmt.Sprintf("this host runs on without a vote, and the other voters have the data. Take it out of the quorum, "+
+		"move %s aside if it is there, start fleet again and add it to the quorum anew; never put an older copy in its place", dir)
 }
 
 // checkMark checks that there is a store, and that it is this host's.
 func checkMark(dir string, self fleet.NodeID) ([]byte, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, fleet.Errorf(fleet.NotFound, "there is no quorum store %s", dir)
+		return nil, fleet.Errorf(fleet.NotFound, "there is no quorum store %s", dir).WithHint("%s", anew(dir))
 	}
 	mark, err := os.ReadFile(filepath.Join(dir, uuidFile))
 	if errors.Is(err, fs.ErrNotExist) {

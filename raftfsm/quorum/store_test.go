@@ -374,12 +374,13 @@ func TestRandomDamage(t *testing.T) {
 	if want == "" {
 		t.Fatal("the whole store is refused")
 	}
+	inUse := bytesInUse(t, b)
 	random := rand.New(rand.NewPCG(1, 2))
-	refused, harmless := 0, 0
-	for i := range 240 {
+	refused, harmless, harmlessInUse := 0, 0, 0
+	for i := range 500 {
 		damagedBytes := bytes.Clone(b)
-		what := ""
-		switch i % 6 {
+		what, inUseBit := "", false
+		switch i % 8 {
 		case 0, 1, 2:
 			at, bit := random.IntN(len(b)), random.IntN(8)
 			damagedBytes[at] ^= 1 << bit
@@ -396,6 +397,15 @@ func TestRandomDamage(t *testing.T) {
 			n := random.IntN(len(b))
 			damagedBytes = damagedBytes[:n]
 			what = fmt.Sprintf("cut to %d bytes", n)
+		case 6: // a bit of what is in use: elements, keys and values of one page
+			at := inUse[random.IntN(len(inUse))]
+			damagedBytes[at] ^= 1 << random.IntN(8)
+			what = fmt.Sprintf("byte %d in use (page %d, offset %d)", at, at/os.Getpagesize(), at%os.Getpagesize())
+			inUseBit = true
+		case 7: // one page in the place of another
+			from, to := random.IntN(len(b)/os.Getpagesize()), random.IntN(len(b)/os.Getpagesize())
+			copy(damagedBytes[to*os.Getpagesize():(to+1)*os.Getpagesize()], b[from*os.Getpagesize():])
+			what = fmt.Sprintf("page %d in the place of page %d", from, to)
 		}
 		if err := os.WriteFile(filepath.Join(dir, boltFile), damagedBytes, 0o600); err != nil {
 			t.Fatal(err)
@@ -405,14 +415,65 @@ func TestRandomDamage(t *testing.T) {
 			refused++
 		case want:
 			harmless++
+			if inUseBit {
+				harmlessInUse++
+				t.Logf("%s: all reads as before", what)
+			}
 		default:
 			t.Errorf("%s: accepted with other content", what)
 		}
 	}
-	t.Logf("%d refused, %d harmless", refused, harmless)
-	if refused < 100 {
-		t.Errorf("only %d of 240 were refused: the test shows little", refused)
+	t.Logf("%d refused, %d in pages that are not in use, 0 of 500 accepted with other content", refused, harmless)
+	if refused < 250 || harmlessInUse > 5 {
+		t.Errorf("%d of 500 were refused, and %d bits in use made no difference: the test shows little", refused, harmlessInUse)
 	}
+}
+
+// bytesInUse are the places of a bbolt file at which nearly every bit counts: of
+// each page of the tree the header, the elements, the keys and the values. (The
+// key of a branch may be any that parts its children.)
+func bytesInUse(t *testing.T, b []byte) (places []int) {
+	t.Helper()
+	page := os.Getpagesize()
+	add := func(from, to int) {
+		for at := from; at < to; at++ {
+			places = append(places, at)
+		}
+	}
+	var walk func(id uint64)
+	walk = func(id uint64) {
+		at := int(id) * page
+		count := int(order.Uint16(b[at+10:]))
+		end := at + pageHeader + count*elementSize
+		for i := range count {
+			e := at + pageHeader + i*elementSize
+			if order.Uint16(b[at+8:]) == leafPage {
+				end += int(order.Uint32(b[e+8:]) + order.Uint32(b[e+12:]))
+				if order.Uint32(b[e:]) == bucketElement {
+					value := b[e+int(order.Uint32(b[e+4:]))+int(order.Uint32(b[e+8:])):]
+					if root := order.Uint64(value); root != 0 {
+						walk(root)
+					}
+				}
+				continue
+			}
+			end += int(order.Uint32(b[e+4:]))
+			walk(order.Uint64(b[e+8:]))
+		}
+		if count > 2 { // of the root's page some numbers, such as a bucket's sequence, are never read
+			add(at, end)
+		}
+	}
+	meta, err := readMeta(bytes.NewReader(b), 0, 0)
+	second, err2 := readMeta(bytes.NewReader(b), int64(meta.pageSize), 1)
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	if second.commit > meta.commit {
+		meta = second
+	}
+	walk(meta.root)
+	return places
 }
 
 // TestSnapshotDamage: a newest snapshot that is damaged is made good by the one
@@ -621,11 +682,11 @@ func TestRequestLimit(t *testing.T) {
 
 // TestStoreError: who runs the host is told what a full disk needs.
 func TestStoreError(t *testing.T) {
-	full := storeError(fmt.Errorf("write log entries: %w", &fs.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}))
+	full := storeError("", fmt.Errorf("write log entries: %w", &fs.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}))
 	if want := "quorum store: write log entries: write raft.db: "; !strings.HasPrefix(full.Error(), want) || !strings.Contains(fleet.HintOf(full), "free some space") {
 		t.Errorf("got %q with %q", full, fleet.HintOf(full))
 	}
-	if err := storeError(errors.New("torn")); err.Error() != "quorum store: torn" || fleet.HintOf(err) != "" {
+	if err := storeError("", errors.New("torn")); err.Error() != "quorum store: torn" || fleet.HintOf(err) != "" {
 		t.Errorf("got %q with %q", err, fleet.HintOf(err))
 	}
 }
