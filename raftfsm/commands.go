@@ -65,6 +65,9 @@ func newCommand(e *entry.SendCommand, req *entry.SendCommandV1, op fleet.Operato
 		Mint: fleet.Mint{N: 1, NotBefore: stamp}, Counts: make([]uint32, countedStates),
 	}
 	c.NotAfter = stamp + int64(c.DeliverySeconds)*int64(time.Second)
+	if c.Staged() {
+		c.NotAfter = lastTurn(c)
+	}
 	c.Expires = c.NotAfter + int64(c.ExecutionSeconds)*int64(time.Second) + int64(entry.ExpiryGrace)
 	c.Counts[fleet.Pending] = uint32(len(targets))
 	if len(targets) == 0 {
@@ -135,8 +138,8 @@ func results(s *step, e *entry.Results) (any, error) {
 		case row.State.Final():
 		case r.State.Final():
 			changed.move(row, r)
-		case row.State.Accept() != row.State:
-			r.State = row.State.Accept() // a row that is cancelled stays so
+		case c.Hear(row.State, r.State) != row.State:
+			r.State = c.Hear(row.State, r.State) // a row that is cancelled stays so
 			changed.move(row, r)
 		}
 		standing = append(standing, *row)
@@ -152,10 +155,13 @@ const (
 	reasonNotDelivered = "the host was not reached, or did not answer, before the time to deliver was over"
 	reasonNotTaken     = "the host did not take the command before the time to deliver was over; its last answer: "
 	reasonNotReported  = "the host took the command, but no result came before the command expired"
+	reasonNoTurn       = "its turn did not come before the time to begin was over"
+	reasonNotReleased  = "it was not begun: %d targets failed, which is more than MaxErrors %s"
 )
 
-// expire ends the rows whose time has passed: those that were never heard of
-// after NotAfter and Skew, all others after Expires and Skew. A cancelled row
+// expire ends the rows whose time has passed, and Skew: those that were never
+// heard of when they may not begin any more, those that wait for their turn when
+// it cannot come any more, all others when they must be over. A cancelled row
 // ends as Cancelled only where the host can no longer begin: one that took the
 // command and fell silent may have run it to its end.
 func expire(s *step, e *entry.Expire) (any, error) {
@@ -164,9 +170,9 @@ func expire(s *step, e *entry.Expire) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	undelivered := s.stamp > c.NotAfter+int64(entry.Skew)
-	expired := s.stamp > c.Expires+int64(entry.Skew)
-	if !c.Open() || !undelivered && !expired {
+	passed := func(at int64) bool { return s.stamp > at+int64(entry.Skew) }
+	undelivered := passed(c.ReachBy())
+	if !c.Open() || !undelivered {
 		return c, nil
 	}
 	said := make(map[uint32]string, len(e.Said))
@@ -188,7 +194,9 @@ func expire(s *step, e *entry.Expire) (any, error) {
 			case row.State == fleet.CancelPending && undelivered:
 				// It may not start there any more, which is what was asked for.
 				end.State, end.Reason = fleet.Cancelled, reasonCancelled
-			case (row.State == fleet.InProgress || row.State == fleet.CancelInProgress) && expired:
+			case row.State == fleet.Staged && passed(c.NotAfter):
+				end.Reason = reasonNoTurn
+			case row.State.Holds() && passed(overBy(c, row)):
 				// Whether a cancel came in time is not known: nobody claims it did.
 				end.Reason = reasonNotReported
 				end.Started = row.Started
@@ -216,8 +224,9 @@ func (s *step) changing(c *fleet.Command) *change {
 	return ch
 }
 
-// move gives a row its next state.
+// move gives a row its next state. When it was released stays known.
 func (ch *change) move(row *fleet.Invocation, next fleet.Invocation) {
+	next.Released = max(next.Released, row.Released)
 	count(&ch.command, row.State, -1)
 	count(&ch.command, next.State, +1)
 	*row = next
@@ -242,6 +251,7 @@ func (ch *change) finish() *fleet.Command {
 	if !ch.any {
 		return ch.s.Command(c.ID)
 	}
+	ch.stop()
 	if c.Unfinished() == 0 {
 		c.Ended = ch.s.stamp
 	}

@@ -88,7 +88,7 @@ func TestSendCommandRefuses(t *testing.T) {
 		}, nil, "DuplicateInstanceId"},
 		"another version":      {func(r *entry.SendCommandV1) { r.DocumentVersion = "2" }, nil, "InvalidDocumentVersion"},
 		"another content":      {func(r *entry.SendCommandV1) { r.DocumentHash = fleet.Sum(nil).String() }, nil, "InvalidDocument"},
-		"rate control":         {func(r *entry.SendCommandV1) { r.MaxErrors = "0" }, nil, "ValidationException"},
+		"rate control":         {func(r *entry.SendCommandV1) { r.MaxErrors = "-1" }, nil, "ValidationException"},
 		"no execution time":    {nil, func(e *entry.SendCommand) { e.ExecutionSeconds = 0 }, ""},
 		"an ID that is a name": {nil, func(e *entry.SendCommand) { e.ID = "command" }, ""},
 	} {

@@ -47,7 +47,7 @@ type Answer struct {
 	//	CreateOperator                 *fleet.Operator
 	//	DeleteOperator                 fleet.OperatorName
 	//	SendCommand, Mint, Expire      *fleet.Command
-	//	CancelCommand                  *fleet.Command
+	//	CancelCommand, Release         *fleet.Command
 	//	Results                        []fleet.Invocation, the rows as they now stand
 	//	PutTarget                      *fleet.SavedTarget
 	//	DeleteTarget                   fleet.TargetName
@@ -183,6 +183,7 @@ var handlers = map[entry.Kind]handler{
 	entry.KindDeleteOperator:   signed(deleteOperator, answerOperatorName),
 	entry.KindPutTarget:        signed(putTarget, answerTarget),
 	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
+	entry.KindRelease:          on(release),
 }
 
 // on makes a handler of a typed function.

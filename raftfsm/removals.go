@@ -105,9 +105,9 @@ func votes(t *identity.Trust, id fleet.NodeID) bool {
 
 // Reasons of rows that end because their host is of the fleet no more.
 const (
-	reasonRemovedBefore = "the host was removed from the fleet before it was known to have the command"
+	reasonRemovedBefore = "the host was removed from the fleet before it was known to have begun the command"
 	reasonRemovedWithin = "the host was removed from the fleet before its result came"
-	reasonLeftBefore    = "the host left the fleet before it was known to have the command"
+	reasonLeftBefore    = "the host left the fleet before it was known to have begun the command"
 	reasonLeftWithin    = "the host left the fleet before its result came"
 )
 
@@ -129,9 +129,9 @@ func (s *step) remove(r *fleet.Removal) {
 		row := &rows[at%fleet.ShardSize]
 		end := fleet.Invocation{Index: row.Index, Code: -1, Started: row.Started}
 		switch row.State {
-		case fleet.Pending, fleet.CancelPending:
+		case fleet.Pending, fleet.CancelPending, fleet.Staged:
 			end.State, end.Reason = fleet.Undeliverable, before
-		case fleet.InProgress, fleet.CancelInProgress:
+		case fleet.InProgress, fleet.CancelInProgress, fleet.Released:
 			end.State, end.Reason = fleet.Interrupted, within
 		default:
 			continue

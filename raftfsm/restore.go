@@ -175,6 +175,9 @@ func (r *restorer) checkWhole() error {
 		if err := r.checkCounts(c); err != nil {
 			return err
 		}
+		if err := r.checkPace(c); err != nil {
+			return err
+		}
 	}
 	return r.checkCancels()
 }

@@ -71,6 +71,11 @@ func fullWorld(tb testing.TB) *world {
 	w.must(w.dismiss("bob"))
 	w.must(w.join(1, 5))
 	w.must(w.leave(5))
+	w.must(w.paced(7, "2", "1"))
+	w.must(w.stage(7, 0, 1, 2))
+	w.now += second
+	w.must(w.release(7, 0, 2))
+	w.must(w.results(w.command(7), fleet.Invocation{Index: 0, State: fleet.InProgress, Code: -1}))
 	return w
 }
 

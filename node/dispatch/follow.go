@@ -337,7 +337,7 @@ func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o ou
 	}
 	switch o.resp.State {
 	case rpc.DeliverAccepted:
-		if row := f.d.cfg.Store().Invocation(c.ID, o.index); row != nil && row.State.Accept() != row.State {
+		if row := f.d.cfg.Store().Invocation(c.ID, o.index); row != nil && c.Hear(row.State, fleet.InProgress) != row.State {
 			f.d.coll.mark(c, o.index)
 		}
 		return true

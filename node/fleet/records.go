@@ -105,9 +105,10 @@ type Command struct {
 	Created          int64  `msgpack:"c"`  // stamp
 	DeliverySeconds  uint32 `msgpack:"ds"` // how long a host may be without it before it may not start it
 	ExecutionSeconds uint32 `msgpack:"es"` // the longest that its steps may take together
-	NotAfter         int64  `msgpack:"na"` // start by: Created + DeliverySeconds
+	NotAfter         int64  `msgpack:"na"` // start by: Created + DeliverySeconds, and more when hosts wait for their turn
 	Expires          int64  `msgpack:"e"`  // NotAfter + ExecutionSeconds + ExpiryGrace
 
+	// MaxConcurrency and MaxErrors are a number or "N%" of the targets: see Limits.
 	MaxConcurrency string `msgpack:"mc"`
 	MaxErrors      string `msgpack:"me"`
 
@@ -132,13 +133,13 @@ func (c *Command) Count(states ...InvocationState) (n int) {
 
 // Unfinished is how many targets are not in a final state.
 func (c *Command) Unfinished() int {
-	return c.Count(Pending, InProgress, CancelPending, CancelInProgress)
+	return c.Count(Pending, InProgress, CancelPending, CancelInProgress, Staged, Released)
 }
 
 // Cancelled reports whether every target that has not ended is cancelled: no
 // host may start it any more.
 func (c *Command) Cancelled() bool {
-	return c.Count(Pending, InProgress) == 0 && c.Count(CancelPending, CancelInProgress) > 0
+	return c.Count(Pending, InProgress, Staged, Released) == 0 && c.Count(CancelPending, CancelInProgress) > 0
 }
 
 // Invocation is one command on one node: the row of one target.
@@ -153,6 +154,7 @@ type Invocation struct {
 	Reason     string          `msgpack:"r,omitempty"` // for a person, at most 256 bytes
 	Signature  []byte          `msgpack:"g,omitempty"` // the host's, over its result; empty when the quorum set the state
 	Decided    uint64          `msgpack:"x,omitempty"` // log index of the final state
+	Released   int64           `msgpack:"l,omitempty"` // stamp of its release; 0 while a staged command waits there, and in others
 }
 
 // ShardSize is how many invocation rows travel and are stored together.
@@ -165,7 +167,7 @@ type InvocationState uint8
 // States of an invocation. The numbers are stored and sent: append only.
 const (
 	Pending           InvocationState = 0 // not known to have reached the host
-	InProgress        InvocationState = 1 // the host accepted it
+	InProgress        InvocationState = 1 // the host accepted it; of a staged command: began it
 	Success           InvocationState = 2
 	Failed            InvocationState = 3
 	ExecutionTimedOut InvocationState = 4
@@ -173,13 +175,17 @@ const (
 	Cancelled         InvocationState = 6
 	Undeliverable     InvocationState = 7 // the host refused it before start; not an error of the command
 	Interrupted       InvocationState = 8 // the host died between start and end; it is not run again
-	Terminated        InvocationState = 9 // not released: the error limit was passed
+	Terminated        InvocationState = 9 // never released: the limit of errors was passed
 	InvalidPlatform   InvocationState = 10
 
 	// An operator cancelled it and the end is not known yet. What was known
 	// before stays known: it decides how long the host may still be at it.
-	CancelPending    InvocationState = 11 // while it was Pending
-	CancelInProgress InvocationState = 12 // while it was InProgress
+	CancelPending    InvocationState = 11 // while it was Pending or Staged
+	CancelInProgress InvocationState = 12 // while it was InProgress or Released
+
+	// Of a staged command, between Pending and InProgress.
+	Staged   InvocationState = 13 // the host has it, and waits for its turn
+	Released InvocationState = 14 // its turn has come: it may begin, and is not known to have
 )
 
 var states = map[InvocationState]struct{ status, details string }{
@@ -196,12 +202,15 @@ var states = map[InvocationState]struct{ status, details string }{
 	InvalidPlatform:   {"Failed", "InvalidPlatform"},
 	CancelPending:     {"Cancelling", "Cancelling"},
 	CancelInProgress:  {"Cancelling", "Cancelling"},
+	Staged:            {"Pending", "Staged"},
+	Released:          {"InProgress", "Released"},
 }
 
 // Status is SSM's CommandInvocationStatus.
 func (s InvocationState) Status() string { return states[s].status }
 
-// Details is SSM's StatusDetails; "Interrupted" is ours.
+// Details is SSM's StatusDetails; "Interrupted", "Staged" and "Released" are
+// ours.
 func (s InvocationState) Details() string { return states[s].details }
 
 func (s InvocationState) String() string {
@@ -215,7 +224,19 @@ func (s InvocationState) String() string {
 func (s InvocationState) Valid() bool { _, ok := states[s]; return ok }
 
 // Final reports whether a row in this state never changes again.
-func (s InvocationState) Final() bool { return s != Pending && s != InProgress && !s.Cancelling() }
+func (s InvocationState) Final() bool {
+	switch s {
+	case Pending, InProgress, CancelPending, CancelInProgress, Staged, Released:
+		return false
+	}
+	return true
+}
+
+// Holds reports whether the host may be at the command: such a target has a
+// place of MaxConcurrency.
+func (s InvocationState) Holds() bool {
+	return s == Released || s == InProgress || s == CancelInProgress
+}
 
 // Cancelling reports whether it was cancelled and has not ended.
 func (s InvocationState) Cancelling() bool { return s == CancelPending || s == CancelInProgress }
@@ -224,20 +245,9 @@ func (s InvocationState) Cancelling() bool { return s == CancelPending || s == C
 // what it is.
 func (s InvocationState) Cancel() InvocationState {
 	switch s {
-	case Pending:
+	case Pending, Staged:
 		return CancelPending
-	case InProgress:
-		return CancelInProgress
-	}
-	return s
-}
-
-// Accept is the state of a row when its host says that it holds the command.
-func (s InvocationState) Accept() InvocationState {
-	switch s {
-	case Pending:
-		return InProgress
-	case CancelPending:
+	case InProgress, Released:
 		return CancelInProgress
 	}
 	return s

@@ -9,11 +9,11 @@ import (
 // TestStates is the whole table of states: numbers are stored and sent.
 func TestStates(t *testing.T) {
 	// SSM's CommandInvocationStatus, and the details that it documents for an
-	// invocation; Interrupted is ours.
+	// invocation; the last three are ours.
 	statuses := []string{"Pending", "InProgress", "Delayed", "Success", "Cancelled", "TimedOut", "Failed", "Cancelling"}
 	details := []string{
 		"Pending", "InProgress", "Delayed", "Success", "DeliveryTimedOut", "ExecutionTimedOut", "Failed", "Cancelled", "Cancelling",
-		"Undeliverable", "Terminated", "InvalidPlatform", "AccessDenied", "Interrupted",
+		"Undeliverable", "Terminated", "InvalidPlatform", "AccessDenied", "Interrupted", "Staged", "Released",
 	}
 	want := map[InvocationState]struct {
 		name, status   string
@@ -32,6 +32,8 @@ func TestStates(t *testing.T) {
 		10: {"InvalidPlatform", "Failed", true, false},
 		11: {"Cancelling", "Cancelling", false, false},
 		12: {"Cancelling", "Cancelling", false, false},
+		13: {"Staged", "Pending", false, false},
+		14: {"Released", "InProgress", false, false},
 	}
 	for n := range 256 {
 		s := InvocationState(n)

@@ -84,7 +84,7 @@ type Results struct {
 	Stamp   int64              `msgpack:"s"`
 	Command fleet.CommandID    `msgpack:"c"`
 	Attempt uint32             `msgpack:"a"`
-	Rows    []fleet.Invocation `msgpack:"r"` // 1 to ShardSize, ascending by Index, of one shard; Decided is zero
+	Rows    []fleet.Invocation `msgpack:"r"` // 1 to ShardSize, ascending by Index, of one shard; Decided and Released are zero
 }
 
 // Kind is KindResults.
@@ -116,7 +116,7 @@ func (e *Results) Check() error {
 			return fleet.Errorf(fleet.Invalid, "result rows are not in ascending order at index %d", r.Index)
 		case r.Index/fleet.ShardSize != e.Shard():
 			return fleet.Errorf(fleet.Invalid, "result rows of two shards, %d and %d", e.Shard(), r.Index/fleet.ShardSize)
-		case !r.State.Valid() || r.State == fleet.Pending || r.State.Cancelling():
+		case !r.State.Valid() || r.State == fleet.Pending || r.State == fleet.Released || r.State.Cancelling():
 			return fleet.Errorf(fleet.Invalid, "result row %d has the state %d", r.Index, uint8(r.State))
 		case len(r.Reason) > MaxReason || !utf8.ValidString(r.Reason):
 			return fleet.Errorf(fleet.Invalid, "result row %d has a reason that is over %d bytes or not UTF-8", r.Index, MaxReason)
@@ -124,8 +124,8 @@ func (e *Results) Check() error {
 			return fleet.Errorf(fleet.Invalid, "result row %d has a signature of %d bytes", r.Index, len(r.Signature))
 		case r.Started < 0 || r.Started > MaxStamp || r.Ended < 0 || r.Ended > MaxStamp:
 			return fleet.Errorf(fleet.Invalid, "result row %d has a time outside 1970 to 2200", r.Index)
-		case r.Decided != 0:
-			return fleet.Errorf(fleet.Invalid, "result row %d says where it was decided", r.Index)
+		case r.Decided != 0 || r.Released != 0:
+			return fleet.Errorf(fleet.Invalid, "result row %d says where it was decided, or released", r.Index)
 		}
 	}
 	return nil
@@ -187,6 +187,8 @@ const (
 	MaxTargetValues        = 50
 	MaxTargetNodes         = 5000 // values of the target InstanceIds; ours, so that a node set need not be a label
 	MaxParameters          = 200
+	DefaultMaxConcurrency  = "50"
+	DefaultMaxErrors       = "0"
 	maxComment             = 100
 )
 
@@ -204,8 +206,8 @@ type SendCommandV1 struct {
 	Parameters     map[string][]string `json:"Parameters,omitempty"`
 	TimeoutSeconds int64               `json:"TimeoutSeconds,omitempty"` // to reach a host; 30 to 2592000, absent or 0 is 3600
 	Comment        string              `json:"Comment,omitempty"`        // at most 100 characters
-	MaxConcurrency string              `json:"MaxConcurrency"`           // "100%"
-	MaxErrors      string              `json:"MaxErrors"`                // "100%"
+	MaxConcurrency string              `json:"MaxConcurrency,omitempty"` // a number or N%; absent is 50, as in SSM
+	MaxErrors      string              `json:"MaxErrors,omitempty"`      // a number or N%; absent is 0, as in SSM
 	RunAs          string              `json:"RunAs,omitempty"`          // a user name of the hosts; empty is root
 }
 
@@ -250,11 +252,17 @@ func (r *SendCommandV1) check() error {
 	if err := checkText("Comment", r.Comment, maxComment); err != nil {
 		return err
 	}
-	if r.MaxConcurrency != "100%" {
-		return invalidf(validation, "MaxConcurrency %.16q: rate control is not built yet: use 100%%", r.MaxConcurrency)
+	if r.MaxConcurrency == "" {
+		r.MaxConcurrency = DefaultMaxConcurrency
 	}
-	if r.MaxErrors != "100%" {
-		return invalidf(validation, "MaxErrors %.16q: rate control is not built yet: use 100%%", r.MaxErrors)
+	if r.MaxErrors == "" {
+		r.MaxErrors = DefaultMaxErrors
+	}
+	if err := fleet.CheckConcurrency(r.MaxConcurrency); err != nil {
+		return err
+	}
+	if err := fleet.CheckMaxErrors(r.MaxErrors); err != nil {
+		return err
 	}
 	return checkPattern("RunAs", r.RunAs, runAsPattern, "a user name of at most 32 characters")
 }

@@ -84,6 +84,7 @@ const (
 	KindDeleteOperator   Kind = 18
 	KindPutTarget        Kind = 19
 	KindDeleteTarget     Kind = 20
+	KindRelease          Kind = 22
 )
 
 // Body is the decoded body of an entry: a pointer to one of the types below.
@@ -124,6 +125,7 @@ var kinds = map[Kind]kindInfo{
 	KindDeleteOperator:   {"DeleteOperator", "DeleteOperator", decode[DeleteOperator]},
 	KindPutTarget:        {"PutTarget", "PutTarget", decode[PutTarget]},
 	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
+	KindRelease:          {"Release", "", decode[Release]},
 }
 
 func (k Kind) String() string {

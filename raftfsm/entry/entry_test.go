@@ -57,6 +57,7 @@ func samples() []Body {
 		&DeleteOperator{authority("")},
 		&PutTarget{authority("")},
 		&DeleteTarget{authority("")},
+		&Release{Stamp: testStamp, Command: testCommand, Attempt: 1, Indexes: []uint32{0, 300, 70000}},
 	}
 }
 
@@ -248,6 +249,14 @@ func TestCheckRefuses(t *testing.T) {
 		"short signature":             rows(func(r []fleet.Invocation) { r[0].Signature = []byte{1} }),
 		"row that ended before 1970":  rows(func(r []fleet.Invocation) { r[0].Ended = -1 }),
 		"row that decides for itself": rows(func(r []fleet.Invocation) { r[0].Decided = 9 }),
+		"row that releases itself":    rows(func(r []fleet.Invocation) { r[0].Released = 9 }),
+		"row that is released":        rows(func(r []fleet.Invocation) { r[0].State = fleet.Released }),
+		"release of no command":       &Release{Stamp: testStamp, Indexes: []uint32{1}},
+		"release at no time":          &Release{Command: testCommand, Indexes: []uint32{1}},
+		"release of nobody":           &Release{Stamp: testStamp, Command: testCommand},
+		"release of one twice":        &Release{Stamp: testStamp, Command: testCommand, Indexes: []uint32{1, 1}},
+		"release out of order":        &Release{Stamp: testStamp, Command: testCommand, Indexes: []uint32{2, 1}},
+		"release of too many":         &Release{Stamp: testStamp, Command: testCommand, Indexes: make([]uint32, MaxReleased+1)},
 		"too many rows": &Results{Stamp: testStamp, Command: testCommand,
 			Rows: make([]fleet.Invocation, fleet.ShardSize+1)},
 	} {
