@@ -20,7 +20,7 @@ func (s *Signer) Cancel(c *fleet.Command, indexes []uint32) ([]byte, error) {
 		return nil, fleet.Errorf(fleet.Unavailable, "this host does not vote: hosts would not believe its cancel")
 	}
 	store := s.cfg.Store()
-	if now := store.Command(c.ID); len(indexes) == 0 && (now == nil || now.Count(fleet.Pending, fleet.InProgress) > 0) {
+	if now := store.Command(c.ID); len(indexes) == 0 && (now == nil || now.Unfinished() > now.Count(fleet.CancelPending, fleet.CancelInProgress)) {
 		return nil, fleet.Errorf(fleet.Conflict, "command %s is not cancelled as a whole", c.ID)
 	}
 	for _, index := range indexes {

@@ -23,6 +23,7 @@ const (
 	UseNodeRecord Use = "fleet noderecord v1" // issuing key
 	UseTicket     Use = "fleet ticket v1"     // quorum key
 	UseCancel     Use = "fleet cancel v1"     // quorum key
+	UseRelease    Use = "fleet release v1"    // quorum key
 	UseResult     Use = "fleet result v1"     // agent key
 	UseAddress    Use = "fleet address v1"    // agent key: a host's change of address
 	UseCandidate  Use = "fleet candidate v1"  // request to become a voter

@@ -82,7 +82,8 @@ func testCommand() *fleet.Command {
 		ID: "01234567-89ab-cdef-0123-456789abcdef", Attempt: 1,
 		Document: fleet.Sum([]byte("document")), ParametersDigest: fleet.Sum([]byte("parameters")), RunAs: "www-data",
 		Targets: testNodes(5), Created: testStart, NotAfter: testStart + 60*second, Expires: testStart + 3600*second,
-		Mint: fleet.Mint{N: 2, NotBefore: testStart + second},
+		Mint:           fleet.Mint{N: 2, NotBefore: testStart + second},
+		MaxConcurrency: fleet.Unlimited, MaxErrors: fleet.Unlimited,
 	}
 }
 

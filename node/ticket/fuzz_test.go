@@ -14,6 +14,7 @@ import (
 func FuzzParse(f *testing.F) {
 	f.Add(readGolden(f, "ticket.hex"))
 	f.Add(readGolden(f, "ticket-nested.hex"))
+	f.Add(readGolden(f, "ticket-staged.hex"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ticket, err := Parse(b)
 		if err == nil && !bytes.Equal(ticket.Bytes(), b) {

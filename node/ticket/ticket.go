@@ -29,8 +29,12 @@ import (
 // Version is the version of the layout that this release writes and reads.
 const Version byte = 1
 
-// KindCommand is the kind of ticket that lets a host run a command.
-const KindCommand byte = 1
+// Kinds of tickets. A staged one is signed as such, so that nobody who carries
+// it can make a host begin before its turn.
+const (
+	KindCommand byte = 1 // lets a host run a command
+	KindStaged  byte = 2 // lets a host take a command, and run it when a Release names it
+)
 
 const (
 	maxNested = 32
@@ -75,14 +79,21 @@ type Ticket struct {
 
 // ForCommand is the ticket of a command's row and its newest mint.
 func ForCommand(c *fleet.Command, fleetID fleet.ID, epoch uint32) *Ticket {
+	kind := KindCommand
+	if c.Staged() {
+		kind = KindStaged
+	}
 	return &Ticket{
-		Version: Version, Kind: KindCommand, Fleet: fleetID, Epoch: epoch,
+		Version: Version, Kind: kind, Fleet: fleetID, Epoch: epoch,
 		Command: c.ID, Attempt: c.Attempt,
 		Document: c.Document, Parameters: c.ParametersDigest, RunAs: c.RunAs,
 		Targets: uint32(len(c.Targets)), Root: Root(c.Targets),
 		Created: c.Created, Mint: c.Mint.N, NotBefore: c.Mint.NotBefore, NotAfter: c.NotAfter, Expires: c.Expires,
 	}
 }
+
+// Staged reports whether the host waits for a Release before it begins.
+func (t *Ticket) Staged() bool { return t.Kind == KindStaged }
 
 // Bytes is the ticket's one encoding; nil if a field does not fit the layout,
 // which Parse refuses.
@@ -161,7 +172,7 @@ func parse(b []byte) (*Ticket, []byte, error) {
 }
 
 func (t *Ticket) check() error {
-	if t.Version != Version || t.Kind != KindCommand {
+	if t.Version != Version || t.Kind != KindCommand && t.Kind != KindStaged {
 		return bad("version %d and kind %d are not known", t.Version, t.Kind)
 	}
 	if _, err := fleet.ParseID(string(t.Fleet)); err != nil {

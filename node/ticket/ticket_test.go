@@ -101,7 +101,7 @@ func TestTicketRefuses(t *testing.T) {
 		{"version 0", at(0, 0), "version 0"},
 		{"version 2", at(0, 2), "version 2"},
 		{"kind 0", at(1, 0), "not known"},
-		{"kind 2", at(1, 2), "not known"},
+		{"kind 3", at(1, 3), "not known"},
 		{"one byte more", append(bytes.Clone(good), 0), "1 bytes follow"},
 		{"a signature more", append(bytes.Clone(good), make([]byte, signatureSize)...), "72 bytes follow"},
 		{"one byte less", good[:len(good)-1], "cut off"},
