@@ -24,7 +24,12 @@
 //
 // memberlist forgets the dead and never calls them again, so a healed partition
 // would stay split: the ring therefore calls, now and then, a few of the hosts
-// that the registry names and the ring does not have (rejoin.go).
+// that the registry names and the ring does not have (rejoin.go). And it asks
+// others whether they list it, which no member can find out by gossip
+// (selfcheck.go).
+//
+// What one source may send is bounded (sources.go), so that a flood of forged
+// packets costs the flooded host little and hides nobody else's.
 //
 // memberlist calls the delegates with its lock held. They copy, hand over and
 // return; they call neither memberlist nor the network.
@@ -97,6 +102,14 @@ type Config struct {
 	// Nil: there is no loop and the owner calls Join.
 	Seeds func() []Seed
 
+	// Listed asks a member, over a connection with certificates, whether its
+	// ring lists this host as alive. Nil: there is no self-check.
+	Listed func(ctx context.Context, node fleet.NodeID) (bool, error)
+
+	// Renew fetches a newer node record of this host, which Record then gives.
+	// Nil: there is none to be had.
+	Renew func(ctx context.Context) error
+
 	// MaxMembers is how many members are believed; 0 is DefaultMaxMembers.
 	MaxMembers int
 
@@ -118,10 +131,12 @@ type Stats struct {
 	Health         int    // 0 is well; higher: this host itself seems slow or cut off
 	PacketsRefused uint64 // wrong size, version or key
 	PacketsDropped uint64 // memberlist did not keep up
+	PacketsOver    uint64 // more from one source than any member sends
 	ClaimsRefused  uint64 // messages that were malformed, unknown or not believable
 	RecordsRefused uint64 // members whose node record was not accepted
 	StreamsRefused uint64 // over the limit, or malformed
 	Conflicts      uint64 // a member's new address against its old one
+	Unlisted       uint64 // self-checks that found this host missing in the rings of others
 }
 
 // Ring is this host's membership. Its methods may be called from any goroutine.
@@ -134,7 +149,9 @@ type Ring struct {
 	changed chan struct{}
 	joining chan struct{} // a semaphore of one: memberlist dials for one Join at a time
 
-	cancel context.CancelFunc // ends the rejoin loop
+	unlisted chan struct{} // closed by the self-check; see Unlisted
+
+	cancel context.CancelFunc // ends the rejoin loop and the self-check
 	ctx    context.Context
 	loop   sync.WaitGroup
 
@@ -176,11 +193,11 @@ func New(cfg Config) (*Ring, error) {
 	r := &Ring{
 		cfg: cfg, counts: new(counters),
 		changed: make(chan struct{}, 1),
-		joining: make(chan struct{}, 1),
+		joining: make(chan struct{}, 1), unlisted: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.members = newMembers(cfg, r.counts, r.notify)
-	r.port = newPort(cfg, keys, r.counts)
+	r.port = newPort(cfg, keys, r.counts, r.members)
 	return r, nil
 }
 
@@ -205,6 +222,9 @@ func (r *Ring) Start() error {
 	r.list = list
 	if r.cfg.Seeds != nil {
 		r.loop.Go(func() { r.rejoin(r.ctx) })
+	}
+	if r.cfg.Listed != nil {
+		r.loop.Go(func() { r.selfCheck(r.ctx) })
 	}
 	return nil
 }

@@ -55,8 +55,11 @@ type members struct {
 	notify func()
 	own    atomic.Pointer[[]byte] // own record, announced as metadata
 
-	mu   sync.Mutex // guards rows
-	rows map[fleet.NodeID]*row
+	conflicts sometimes
+
+	mu    sync.Mutex // guards the rest
+	rows  map[fleet.NodeID]*row
+	hosts map[netip.AddrPort]fleet.NodeID // by the address in the record; of two with one, the last
 }
 
 type row struct {
@@ -67,7 +70,31 @@ type row struct {
 }
 
 func newMembers(cfg Config, counts *counters, notify func()) *members {
-	return &members{cfg: cfg, counts: counts, notify: notify, rows: make(map[fleet.NodeID]*row)}
+	return &members{cfg: cfg, counts: counts, notify: notify,
+		rows: make(map[fleet.NodeID]*row), hosts: make(map[netip.AddrPort]fleet.NodeID)}
+}
+
+// dropLocked forgets a member.
+func (m *members) dropLocked(id fleet.NodeID) {
+	if r := m.rows[id]; r != nil && m.hosts[r.record.Addr] == id {
+		delete(m.hosts, r.record.Addr)
+	}
+	delete(m.rows, id)
+}
+
+// at is the member whose record names this address.
+func (m *members) at(addr netip.AddrPort) (fleet.NodeID, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id, ok := m.hosts[addr]
+	return id, ok
+}
+
+func (m *members) alive(id fleet.NodeID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.rows[id]
+	return r != nil && r.state == Alive
 }
 
 func (m *members) setOwn(raw []byte) { m.own.Store(&raw) }
@@ -108,7 +135,7 @@ func (m *members) recheck() {
 	m.mu.Lock()
 	for _, id := range gone {
 		if r := m.rows[id]; r != nil && bytes.Equal(r.raw, raws[id]) {
-			delete(m.rows, id)
+			m.dropLocked(id)
 		}
 	}
 	m.mu.Unlock()
@@ -180,8 +207,11 @@ func (m *members) keep(id fleet.NodeID, raw []byte, record identity.NodeRecord) 
 	case r == nil:
 		r = &row{since: time.Now()}
 		m.rows[id] = r
+	case m.hosts[r.record.Addr] == id:
+		delete(m.hosts, r.record.Addr)
 	}
 	r.raw, r.record = bytes.Clone(raw), record
+	m.hosts[record.Addr] = id
 	if r.state != 0 {
 		m.notify()
 	}
@@ -199,7 +229,7 @@ func (m *members) makePlaceLocked() bool {
 	if oldest == "" {
 		return false
 	}
-	delete(m.rows, oldest)
+	m.dropLocked(oldest)
 	return true
 }
 
@@ -226,8 +256,16 @@ func (m *members) NotifyLeave(n *memberlist.Node) { m.setState(n, Suspect) }
 // NotifyAlive has kept. Its row may be new if Recheck had forgotten it.
 func (m *members) NotifyUpdate(n *memberlist.Node) { m.setState(n, Alive) }
 
-// NotifyConflict counts a member that moved while its old address still counts.
-func (m *members) NotifyConflict(_, _ *memberlist.Node) { m.counts.conflicts.Add(1) }
+// NotifyConflict is called for a member that moved while its old address still
+// counts. Its record for the new one is in order, so it moved, or its directory
+// was copied to another host: then both will say so again and again.
+func (m *members) NotifyConflict(old, moved *memberlist.Node) {
+	m.counts.conflicts.Add(1)
+	m.conflicts.log(func(suppressed int) {
+		m.cfg.Logger.Warn("a member is at two addresses: it moved, or was copied",
+			"node", moved.Name, "addr", addrOf(old.Addr, old.Port), "other", addrOf(moved.Addr, moved.Port), "suppressed", suppressed)
+	})
+}
 
 // NodeMeta is the own node record.
 func (m *members) NodeMeta(int) []byte {

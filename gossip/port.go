@@ -39,6 +39,8 @@ type port struct {
 	keys   atomic.Pointer[keyring]
 	belief belief
 	counts *counters
+	at     func(netip.AddrPort) (fleet.NodeID, bool) // which member has this address
+	liars  liars
 
 	packets chan *memberlist.Packet
 	inbound chan net.Conn
@@ -95,9 +97,9 @@ func (t *joinTarget) dialError() error {
 	return t.err
 }
 
-func newPort(cfg Config, keys *keyring, counts *counters) *port {
+func newPort(cfg Config, keys *keyring, counts *counters, members *members) *port {
 	p := &port{
-		cfg: cfg, counts: counts,
+		cfg: cfg, counts: counts, at: members.at,
 		belief:  belief{self: cfg.Self, refuse: func() { counts.claimsRefused.Add(1) }},
 		packets: make(chan *memberlist.Packet, packetBacklog),
 		inbound: make(chan net.Conn),
@@ -131,6 +133,9 @@ func (p *port) stop() {
 
 func (p *port) readPackets() {
 	buf := make([]byte, maxPacketSize+1)
+	var sources budget
+	refused := 0 // claims of this packet
+	believe := belief{self: p.belief.self, refuse: func() { p.belief.refuse(); refused++ }}
 	for {
 		n, from, err := p.cfg.Packet.ReadFrom(buf)
 		if p.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -141,17 +146,32 @@ func (p *port) readPackets() {
 			p.pause()
 			continue
 		}
+		source := sourceOf(from)
+		sender, member := p.at(source)
+		blame := func() {
+			if member {
+				p.liars.note(sender, time.Now())
+			}
+		}
+		if !sources.take(source, member, time.Now()) {
+			p.counts.packetsOver.Add(1)
+			blame()
+			continue
+		}
 		plain, err := p.keys.Load().open(buf[:n])
 		if err != nil {
 			p.counts.packetsRefused.Add(1)
 			continue
 		}
-		plain, err = p.belief.packet(plain)
+		refused = 0
+		plain, err = believe.packet(plain)
 		if err != nil {
-			p.counts.claimsRefused.Add(1)
-			continue
+			believe.refuse()
 		}
-		if plain == nil {
+		if refused > 0 {
+			blame()
+		}
+		if err != nil || plain == nil {
 			continue
 		}
 		select {

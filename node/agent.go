@@ -307,6 +307,12 @@ func (n *Node) renewCertificate(ctx context.Context) error {
 	if !RenewalDue(n.info.Node, leaf.NotBefore, leaf.NotAfter, n.cfg.Now()) {
 		return nil
 	}
+	return n.renewRecord(ctx)
+}
+
+// renewRecord fetches a certificate and a node record of now. A record's epoch is
+// the second in which it was made, so that it outranks all before it.
+func (n *Node) renewRecord(ctx context.Context) error {
 	var failures []error
 	for _, voter := range n.voters() {
 		resp, err := rpc.Call[rpc.Empty, rpc.RenewResponse](ctx, n.rpc, quorumHost(voter), rpc.MethodRenew, &rpc.Empty{})

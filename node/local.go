@@ -114,6 +114,7 @@ func (n *Node) hostWarnings() []fleet.Warning {
 		}
 	}
 	ws = append(ws, n.disk.Warnings()...)
+	ws = append(ws, n.gossipWarnings()...)
 	return append(ws, n.touchWarnings()...)
 }
 

@@ -21,6 +21,7 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodDeliver, n.deliver)
 	rpc.Handle(s, rpc.MethodCancel, n.cancelCommand)
 	rpc.Handle(s, rpc.MethodQueryCommand, n.query)
+	rpc.Handle(s, rpc.MethodListed, n.listed)
 	rpc.Handle(s, rpc.MethodCandidate, func(context.Context, identity.Peer, *rpc.Empty) (*rpc.CandidateResponse, error) {
 		c, err := n.candidate()
 		return &rpc.CandidateResponse{Candidate: c}, err

@@ -12,6 +12,7 @@ import (
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/presence"
+	"fleet/node/rpc"
 	"fleet/node/transport"
 )
 
@@ -102,7 +103,7 @@ func (n *Node) inRing(ctx context.Context) error {
 		Dial: func(ctx context.Context, node fleet.NodeID, addr string) (net.Conn, error) {
 			return n.transport.DialPeer(ctx, transport.Gossip, fleet.RoleAgent, addr, fleet.RoleAgent, node)
 		},
-		Seeds: n.seeds, Advertise: advertise, Fast: n.cfg.Timing.Fast, Logger: n.ringLog,
+		Seeds: n.seeds, Listed: n.isListedBy, Renew: n.renewRecord, Advertise: advertise, Fast: n.cfg.Timing.Fast, Logger: n.ringLog,
 	})
 	if err != nil {
 		return err
@@ -112,12 +113,7 @@ func (n *Node) inRing(ctx context.Context) error {
 	}
 	n.ringRef.Store(ring)
 	defer n.ringRef.Store(nil)
-	for dial, changed := n.inbound.get(); ctx.Err() == nil && dial != presence.Silent; dial, changed = n.inbound.get() {
-		select {
-		case <-ctx.Done():
-		case <-changed:
-		}
-	}
+	n.whileInRing(ctx, ring)
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	if err := ring.Leave(leaving); err != nil {
@@ -125,6 +121,64 @@ func (n *Node) inRing(ctx context.Context) error {
 	}
 	return ring.Close()
 }
+
+// whileInRing returns when ctx is done, when the leader cannot dial this host, or
+// when the ring did not get this host back into those of the others.
+func (n *Node) whileInRing(ctx context.Context, ring *gossip.Ring) {
+	for {
+		dial, changed := n.inbound.get()
+		if dial == presence.Silent {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ring.Unlisted():
+			n.log.Warn("beginning a new ring: the others do not list this host")
+			return
+		case <-changed:
+		}
+	}
+}
+
+// isListedBy asks another host whether its ring lists this one.
+func (n *Node) isListedBy(ctx context.Context, node fleet.NodeID) (bool, error) {
+	resp, err := rpc.Call[rpc.Empty, rpc.ListedResponse](ctx, n.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodListed, &rpc.Empty{})
+	if err != nil {
+		return false, err
+	}
+	return resp.Listed, nil
+}
+
+// listed answers another host's self-check.
+func (n *Node) listed(_ context.Context, peer identity.Peer, _ *rpc.Empty) (*rpc.ListedResponse, error) {
+	ring := n.ringRef.Load()
+	if ring == nil {
+		return nil, fleet.Errorf(fleet.Unavailable, "%s is not in the ring itself", n.info.Node)
+	}
+	return &rpc.ListedResponse{Listed: ring.Lists(peer.Node)}, nil
+}
+
+// gossipWarnings names the members that lie.
+func (n *Node) gossipWarnings() []fleet.Warning {
+	ring := n.ringRef.Load()
+	if ring == nil {
+		return nil
+	}
+	var ws []fleet.Warning
+	for _, l := range ring.Liars() {
+		name := n.nameOf(l.Node)
+		ws = append(ws, fleet.Warning{
+			Code:    WarnGossip,
+			Message: fmt.Sprintf("%s sends gossip that no host of this fleet should: %d packets were refused in the last minutes", name, l.Refused),
+			Remedy:  "gossip grants nothing and commands reach every host; look who has " + name + ", and remove it if it is not yours any more: fleet node rm " + name,
+		})
+	}
+	return ws
+}
+
+// WarnGossip is the code of that warning.
+const WarnGossip = "ForgedGossip"
 
 // leaveTimeout bounds the farewell of a host that stops.
 const leaveTimeout = 2 * time.Second

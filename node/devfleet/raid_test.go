@@ -209,6 +209,7 @@ func byAgent() map[string][]attack {
 			ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
 		rpc.MethodLeave: {{"of another host", refusedByMember,
 			ask[rpc.LeaveRequest, rpc.LeaveResponse](rpc.MethodLeave, sendAway)}},
+		rpc.MethodListed: {{"its own", harmless, ask[rpc.Empty, rpc.ListedResponse](rpc.MethodListed, always(rpc.Empty{}))}},
 	}
 	for method, attacks := range ofQuorum() {
 		all[method] = with(byRole, attacks)

@@ -189,6 +189,12 @@ type LeaveRequest struct {
 	Farewell []byte `msgpack:"f"` // identity.NewLeave
 }
 
+// ListedResponse says whether the ring of the host that answers lists its caller
+// as alive.
+type ListedResponse struct {
+	Listed bool `msgpack:"l"`
+}
+
 // LeaveResponse says that it is decided.
 type LeaveResponse struct {
 	At int64 `msgpack:"t"` // stamp

@@ -35,6 +35,8 @@ const (
 	MethodChangeAddress = "ChangeAddress"
 	MethodLeave         = "Leave"
 
+	MethodListed = "Listed"
+
 	MethodDeliver       = "Deliver"
 	MethodCancel        = "Cancel"
 	MethodQueryCommand  = "QueryCommand"
@@ -76,6 +78,9 @@ var Methods = []Method{
 	{MethodRenew, fromAgents, 1 << 10, 16 << 10, 1, 30 * time.Second, false},
 	{MethodChangeAddress, fromAgents, 2 << 10, 1 << 10, 1, 30 * time.Second, false},
 	{MethodLeave, fromAgents, 2 << 10, 1 << 10, 1, 30 * time.Second, false},
+
+	// What any host asks of any other.
+	{MethodListed, fromAgents, 1 << 10, 1 << 10, 2, 5 * time.Second, false},
 
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},

@@ -53,6 +53,7 @@ func samples() []any {
 		&ChangeAddressResponse{NodeRecord: []byte("record")},
 		&LeaveRequest{Farewell: []byte("farewell")},
 		&LeaveResponse{At: 1795300000000000000},
+		&ListedResponse{Listed: true},
 		&DeliverRequest{Ticket: []byte("ticket"), Index: 3, Path: [][32]byte{sum}, Document: []byte("{}"),
 			DocumentName: "AWS-RunShellScript", Parameters: []byte{0x80}, Trust: []byte("{}")},
 		&CancelRequest{Cancel: []byte("cancel"), Index: 3, Path: [][32]byte{sum}, Trust: []byte("{}")},

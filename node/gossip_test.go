@@ -1,0 +1,213 @@
+package node
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"fleet/gossip"
+	"fleet/node/fleet"
+	"fleet/node/memnet"
+)
+
+// forger is who took a host's gossip key: it seals packets as members do.
+type forger struct {
+	b      *bubble
+	socket net.PacketConn
+	key    []byte
+	label  []byte
+}
+
+func (b *bubble) forger(host *memnet.Host, stolenFrom string) *forger {
+	b.t.Helper()
+	p, err := host.ListenPacket(0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	n := b.nodes[stolenFrom]
+	keys, err := n.dir.GossipKeys()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return &forger{b: b, socket: p, key: keys[0], label: []byte("fleet gossip v1/" + string(n.info.Fleet) + "/")}
+}
+
+// memberlist's messages, by their numbers and fields.
+const (
+	sayDead    = 5
+	saySuspect = 3
+	sayAlive   = 4
+)
+
+type (
+	accuse struct {
+		Incarnation uint32
+		Node        string
+		From        string
+	}
+	claimAlive struct {
+		Incarnation uint32
+		Node        string
+		Addr        []byte
+		Port        uint16
+		Meta        []byte
+		Vsn         []uint8
+	}
+)
+
+func (f *forger) say(kind byte, message any, to *memnet.Host) {
+	f.b.t.Helper()
+	plain := bytes.NewBuffer([]byte{kind})
+	if err := codec.NewEncoder(plain, &codec.MsgpackHandle{}).Encode(message); err != nil {
+		f.b.t.Fatal(err)
+	}
+	aead, err := chacha20poly1305.NewX(f.key)
+	if err != nil {
+		f.b.t.Fatal(err)
+	}
+	nonce := make([]byte, aead.NonceSize())
+	if _, err := rand.Read(nonce); err != nil {
+		f.b.t.Fatal(err)
+	}
+	packet := append([]byte{1}, nonce...)
+	packet = aead.Seal(packet, nonce, plain.Bytes(), f.label)
+	if _, err := f.socket.WriteTo(packet, &net.UDPAddr{IP: to.Addr().AsSlice(), Port: bubblePort}); err != nil {
+		f.b.t.Fatal(err)
+	}
+}
+
+// ringOf is how many hosts a node's ring sees alive, and how many it knows.
+func ringOf(n *Node) (alive, known int) {
+	ring := n.ringRef.Load()
+	if ring == nil {
+		return 0, 0
+	}
+	for _, m := range ring.Members() {
+		known++
+		if m.State == gossip.Alive {
+			alive++
+		}
+	}
+	return alive, known
+}
+
+// whole waits until every ring sees every host that runs, and says how long that
+// took.
+func (b *bubble) whole(within time.Duration) time.Duration {
+	b.t.Helper()
+	start := time.Now()
+	for {
+		all := true
+		for _, n := range b.nodes {
+			alive, _ := ringOf(n)
+			all = all && alive == len(b.nodes)
+		}
+		if all {
+			return time.Since(start)
+		}
+		if time.Since(start) > within {
+			for name, n := range b.nodes {
+				alive, known := ringOf(n)
+				b.t.Logf("%s sees %d alive of %d", name, alive, known)
+			}
+			b.t.Fatalf("the rings are not whole after %s", within)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// TestForgedGossip floods every host with all that a holder of the gossip key can
+// say: dead for all with the highest incarnation and with each other, their names
+// at other addresses, records of before, 100,000 members that do not exist.
+// Commands reach every host meanwhile, the rings are whole a minute later, and
+// what the hosts remember of it is bounded.
+func TestForgedGossip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 3)
+		defer b.stopAll()
+		b.whole(2 * time.Minute)
+		c := b.client()
+		defer c.Close()
+
+		evil := b.net.Host("10.0.6.6")
+		f := b.forger(evil, "n6")
+		var hosts []*memnet.Host
+		records := map[string][]byte{}
+		var ids []fleet.NodeID
+		for name, h := range b.hosts {
+			hosts = append(hosts, h)
+			ids = append(ids, b.nodes[name].ID())
+			records[string(b.nodes[name].ID())] = *b.nodes[name].record.Load()
+		}
+		// A record under the name of the true issuing key, so that each costs a
+		// verification.
+		template := bytes.Clone(records[string(ids[0])])
+		template[len(template)-1] ^= 1
+		const ghosts = 100_000
+		const each = 1000 // a second, to every host
+		var commands []fleet.CommandID
+		began, sent := time.Now(), 0
+		for i := 0; sent < ghosts; i++ {
+			for j, h := range hosts {
+				who := string(ids[(i+j)%len(ids)])
+				switch i % 6 {
+				case 0:
+					f.say(sayDead, accuse{1<<32 - 1, who, who}, h)
+				case 1:
+					f.say(sayDead, accuse{uint32(i), who, string(ids[j])}, h)
+				case 2:
+					f.say(saySuspect, accuse{1 << 31, who, string(ids[j])}, h)
+				case 3:
+					f.say(sayAlive, claimAlive{1 << 30, who, evil.Addr().AsSlice(), bubblePort, records[who], []uint8{1, 5, 5, 1, 1, 1}}, h)
+				default:
+					ghost := fmt.Sprintf("mi-%017x", sent)
+					raw := bytes.Clone(template)
+					node, err := hex.DecodeString(ghost[3:] + "0")
+					if err != nil {
+						t.Fatal(err)
+					}
+					copy(raw[6:], node)
+					addr := h.Addr().As16()
+					copy(raw[15:31], addr[:])
+					sent++
+					f.say(sayAlive, claimAlive{1, ghost, h.Addr().AsSlice(), bubblePort, raw, []uint8{1, 5, 5, 1, 1, 1}}, h)
+				}
+			}
+			if i%(5*each) == each {
+				id, err := b.send(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				commands = append(commands, id)
+			}
+			if i%each == 0 {
+				for name, n := range b.nodes {
+					if _, known := ringOf(n); known > len(b.hosts) {
+						t.Errorf("%s knows %d members of %d", name, known, len(b.hosts))
+					}
+				}
+			}
+			time.Sleep(time.Second / each)
+		}
+		flood := time.Since(began)
+		took := b.whole(time.Minute)
+		for _, id := range commands {
+			if counts := b.judge(id); counts[fleet.Success] != len(b.hosts) {
+				t.Errorf("%s during the flood: %v", id, counts)
+			}
+		}
+		st := b.nodes["n1"].ringRef.Load().Stats()
+		t.Logf("%s of flood, %d ghosts, %d commands on all of %d hosts; whole again %s after it; n1: %+v", flood, sent, len(commands), len(b.hosts), took, st)
+		if len(commands) < 4 || st.PacketsOver == 0 || st.ClaimsRefused == 0 || st.RecordsRefused == 0 {
+			t.Errorf("the flood was none: %d commands, %+v", len(commands), st)
+		}
+	})
+}
