@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"fleet/node/enrol"
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/presence"
@@ -36,7 +37,7 @@ func (n *Node) buildAgent() error {
 	var err error
 	n.runner, err = runcmd.New(runcmd.Config{
 		Self: n.info.Node, Fleet: n.info.Fleet, Key: n.key, Journal: n.journal, Blobs: n.blobs, Dir: n.dir.File("work"),
-		Trust: n.trust.Load, Clock: fleetTime{n}, Report: n.report, Starter: n.cfg.Starter, Now: n.cfg.Now,
+		Trust: n.trust.Load, Clock: fleetTime{n}, Report: n.report, Starter: n.starter(), Now: n.cfg.Now,
 		Cgroups: n.cfg.Cgroups, Limits: n.cfg.Limits,
 		Space:  n.disk.Check,
 		Logger: n.log.With("component", "runcmd"),
@@ -110,6 +111,7 @@ func (n *Node) takeName() {
 // can be brought, then the result, both to the same voter, the leader if it
 // answers. It gives the log index that holds the result.
 func (n *Node) report(ctx context.Context, result, detail []byte, blobs []fleet.Digest) (uint64, error) {
+	n.atResult(failpoint.Send, result)
 	order := n.voters()
 	rpc.AskFirst(order, n.leader())
 	var failures []error
@@ -190,6 +192,7 @@ func (n *Node) deliver(ctx context.Context, _ identity.Peer, req *rpc.DeliverReq
 	if _, ok := n.clock.FleetTime(); !ok {
 		n.beats.Kick()
 	}
+	n.atTicket(failpoint.Arrived, req.Ticket)
 	a, err := n.runner.Deliver(ctx, runcmd.Delivery{
 		Ticket: req.Ticket, Index: req.Index, Path: req.Path,
 		Document: req.Document, DocumentName: req.DocumentName, Parameters: req.Parameters,
@@ -197,6 +200,7 @@ func (n *Node) deliver(ctx context.Context, _ identity.Peer, req *rpc.DeliverReq
 	if err != nil {
 		return notNow(err)
 	}
+	n.atTicket(failpoint.Answer, req.Ticket)
 	return deliverResponse(a), nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"fleet/node/api/client"
 	"fleet/node/document"
 	"fleet/node/enrol"
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/memnet"
@@ -45,6 +46,7 @@ type bubble struct {
 	takes  time.Duration // what a child takes; 0: runTime
 	runs   map[string]int
 	skewed map[string]time.Duration // how far a host's clock is off
+	blows  blows
 }
 
 const (
@@ -56,7 +58,7 @@ func newBubble(t *testing.T, voters, agents int) *bubble {
 	t.Helper()
 	b := &bubble{
 		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
-		skewed: map[string]time.Duration{},
+		skewed: map[string]time.Duration{}, blows: newBlows(),
 	}
 	b.net.SetLatency(time.Millisecond)
 	b.host = b.net.Host("10.0.9.9")
@@ -118,6 +120,7 @@ func (b *bubble) addr(name string) string {
 // start starts a host that was enrolled, or starts it again after crash.
 func (b *bubble) start(name string) {
 	b.t.Helper()
+	b.revive(name)
 	h := b.hosts[name]
 	l, err := h.Listen("tcp", bubblePort)
 	if err != nil {
@@ -135,14 +138,12 @@ func (b *bubble) start(name string) {
 	n, err := New(Config{
 		DataDir: b.data(name), Listener: l, Packet: p, Dial: h.DialContext, Advertise: b.addr(name), Version: "test",
 		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("host", name),
-		Now: func() time.Time {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return time.Now().Add(b.skewed[name])
-		},
+		Now:    b.clock(name),
 		Starter: func(ctx context.Context, spec process.Spec) (process.Exit, error) {
 			return b.child(ctx, name, spec)
 		},
+		At:   func(p failpoint.Point, id fleet.CommandID) { b.atPoint(name, p, id) },
+		Sync: func(f *os.File) error { return b.sync(name, f) },
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -155,23 +156,22 @@ func (b *bubble) start(name string) {
 
 // child is what runs in place of a shell: it takes runTime and counts.
 func (b *bubble) child(ctx context.Context, name string, spec process.Spec) (process.Exit, error) {
-	command := ""
-	for _, v := range spec.Env {
-		if id, ok := strings.CutPrefix(v, "FLEET_COMMAND_ID="); ok {
-			command = id
-		}
-	}
-	b.mu.Lock()
-	b.runs[command+" "+name]++
-	takes := b.takes
-	b.mu.Unlock()
-	if takes == 0 {
-		takes = runTime
-	}
 	if spec.Spawned != nil {
 		if err := spec.Spawned(process.Identity{PID: 1, Start: 1, Boot: "bubble"}); err != nil {
 			return process.Exit{}, err
 		}
+	}
+	b.mu.Lock()
+	dead, takes := b.blows.dead[name], b.takes
+	if !dead {
+		b.runs[string(commandOf(spec.Env))+" "+name]++
+	}
+	b.mu.Unlock()
+	if dead { // what goes on in its goroutines is no more of this world
+		return process.Exit{}, errStopped
+	}
+	if takes == 0 {
+		takes = runTime
 	}
 	select {
 	case <-time.After(takes):
@@ -216,11 +216,23 @@ func (b *bubble) stopAll() {
 
 func (b *bubble) client() *client.Client {
 	b.t.Helper()
-	c, err := client.Open(b.t.Context(), b.cred, client.Options{Dial: b.host.DialContext})
+	c, err := client.Open(b.t.Context(), b.cred, client.Options{Dial: b.host.DialContext, Now: b.clock(operators)})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	return c
+}
+
+// operators names the machine of the operator among those whose clock is off.
+const operators = ""
+
+// clock is the clock of a host.
+func (b *bubble) clock(name string) func() time.Time {
+	return func() time.Time {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return time.Now().Add(b.skewed[name])
+	}
 }
 
 func (b *bubble) skew(name string, by time.Duration) {

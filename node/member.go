@@ -20,6 +20,7 @@ import (
 	"fleet/node/cosign"
 	"fleet/node/dispatch"
 	"fleet/node/enrol"
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/presence"
@@ -82,8 +83,8 @@ func (n *Node) startMember() error {
 	m.rpc.UseRelays(m.otherVoters)
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: m.presence, Blobs: n.blobs,
-		Clock: m.mayStamp,
-		Now:   n.cfg.Now, Logger: n.log.With("component", "control"),
+		Clock: m.mayStamp, At: n.cfg.At,
+		Now: n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
 	m.signer = cosign.New(cosign.Config{
 		Self: n.info.Node, Key: func() identity.PrivateKey { return m.key }, Store: m.fsm.Store, WaitApplied: m.fsm.WaitApplied,
@@ -95,7 +96,12 @@ func (n *Node) startMember() error {
 	m.dispatch = dispatch.New(dispatch.Config{
 		Store: m.fsm.Store, Propose: m.control.Propose, Collect: m.signer.Collect, StaleMint: cosign.ErrStaleMint,
 		Deliver: func(ctx context.Context, node fleet.NodeID, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
-			return rpc.Call[rpc.DeliverRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodDeliver, req)
+			n.atTicket(failpoint.Dispatch, req.Ticket)
+			resp, err := rpc.Call[rpc.DeliverRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodDeliver, req)
+			if err == nil {
+				n.atTicket(failpoint.Heard, req.Ticket)
+			}
+			return resp, err
 		},
 		SignCancel: m.signer.Cancel,
 		Cancel: func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
@@ -433,6 +439,7 @@ func (m *member) decideReport(ctx context.Context, node fleet.NodeID, req *rpc.R
 	if !m.quorum.Ready() {
 		return nil, fleet.Errorf(fleet.Unavailable, "%s does not lead", m.n.info.Node)
 	}
+	m.n.atResult(failpoint.Received, req.Result)
 	index, err := m.dispatch.Report(ctx, node, req.Result, req.Detail)
 	if err != nil {
 		return nil, err

@@ -31,6 +31,7 @@ import (
 	"fleet/node/blob"
 	"fleet/node/disk"
 	"fleet/node/enrol"
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/journal"
@@ -76,6 +77,10 @@ type Config struct {
 	Memory   bool
 	Now      func() time.Time
 	Starter  process.Starter
+	// At is told of every step in the life of a command, Sync replaces the sync
+	// of the journal.
+	At   failpoint.Hook
+	Sync func(*os.File) error
 }
 
 // DefaultDiskBudget is how many bytes outputs and journal of one host may take.
@@ -206,7 +211,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := n.openBlobs(); err != nil {
 		return nil, err
 	}
-	if n.journal, err = journal.Open(dir.File("journal")); err != nil {
+	if n.journal, err = journal.OpenHooked(dir.File("journal"), journal.Hooks{At: cfg.At, Sync: cfg.Sync}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.journal.Close)

@@ -23,6 +23,7 @@ import (
 
 	"fleet/node/authz"
 	"fleet/node/blob"
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/presence"
@@ -59,6 +60,9 @@ type Config struct {
 	// never fall: one entry of a leader whose clock is days ahead would make
 	// every signed request of those days look expired.
 	Clock func() error
+
+	// At is nil but in tests.
+	At failpoint.Hook
 }
 
 // Control serves the quorum host that it runs on.
@@ -260,10 +264,13 @@ func (c *Control) propose(ctx context.Context, body entry.Body) (any, error) {
 	if a := c.cfg.FSM.Try(body); a.Err != nil {
 		return nil, a.Err
 	}
+	command, at := pointsOf(body)
+	c.cfg.At.Reach(at.before, command)
 	a, err := c.cfg.Quorum.Propose(ctx, log)
 	if err != nil {
 		return nil, err
 	}
+	c.cfg.At.Reach(at.after, command)
 	return a.Value, a.Err
 }
 
@@ -280,7 +287,31 @@ func (c *Control) Propose(ctx context.Context, body entry.Body) (raftfsm.Answer,
 	if err != nil {
 		return raftfsm.Answer{}, err
 	}
-	return c.cfg.Quorum.Propose(ctx, log)
+	command, at := pointsOf(body)
+	c.cfg.At.Reach(at.before, command)
+	a, err := c.cfg.Quorum.Propose(ctx, log)
+	if err == nil {
+		c.cfg.At.Reach(at.after, command)
+	}
+	return a, err
+}
+
+// points are where the leader stands when it proposes an entry.
+type points struct{ before, after failpoint.Point }
+
+// pointsOf says where an entry stands in the life of a command, and of which.
+func pointsOf(body entry.Body) (fleet.CommandID, points) {
+	switch e := body.(type) {
+	case *entry.SendCommand:
+		return fleet.CommandID(e.ID), points{failpoint.Propose, failpoint.Committed}
+	case *entry.Results:
+		for _, row := range e.Rows {
+			if row.State.Final() { // not that a host has accepted it
+				return e.Command, points{failpoint.Decide, failpoint.Decided}
+			}
+		}
+	}
+	return "", points{}
 }
 
 // Read gives a state that covers every write acknowledged before the call;

@@ -37,6 +37,7 @@ import (
 	"syscall"
 	"time"
 
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 )
 
@@ -110,9 +111,17 @@ type Entry struct {
 	Acknowledged uint64    // log index of the result; 0 while the quorum does not have it
 }
 
+// Hooks let a test see what the journal does to its disk, and end the host
+// there. The zero value is for production.
+type Hooks struct {
+	At   failpoint.Hook
+	Sync func(*os.File) error // default: (*os.File).Sync
+}
+
 // Journal is one open journal file. It may be used concurrently.
 type Journal struct {
-	path string
+	path  string
+	hooks Hooks
 
 	mu      sync.Mutex // guards what follows
 	f       *os.File
@@ -141,15 +150,21 @@ func Create(path string, origin int64) error {
 // Open opens a journal and reads it. If there is no file, the journal was lost:
 // a new one is made, which refuses every command until Begin says what time it
 // is. Damage is an error of kind Corrupt.
-func Open(path string) (*Journal, error) {
-	j, err := open(path)
+func Open(path string) (*Journal, error) { return OpenHooked(path, Hooks{}) }
+
+// OpenHooked is Open for tests that watch.
+func OpenHooked(path string, hooks Hooks) (*Journal, error) {
+	if hooks.Sync == nil {
+		hooks.Sync = (*os.File).Sync
+	}
+	j, err := open(path, hooks)
 	if err != nil {
 		return nil, fmt.Errorf("journal %s: %w", path, err)
 	}
 	return j, nil
 }
 
-func open(path string) (*Journal, error) {
+func open(path string, hooks Hooks) (*Journal, error) {
 	if err := os.Remove(newName(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -160,7 +175,7 @@ func open(path string) (*Journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{path: path, f: f, entries: map[Key]*Entry{}}
+	j := &Journal{path: path, hooks: hooks, f: f, entries: map[Key]*Entry{}}
 	if err := j.load(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -186,7 +201,7 @@ func (j *Journal) load() error {
 		}
 	}
 	// What was read may be in the page cache only; acting on it needs more.
-	if err := j.f.Sync(); err != nil {
+	if err := j.hooks.Sync(j.f); err != nil {
 		return err
 	}
 	j.size, j.synced = int64(good), int64(good)
@@ -356,6 +371,8 @@ func (j *Journal) appendLocked(r record) error {
 	if err := j.check(r); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	at := points[r.Kind]
+	j.hooks.At.Reach(at.before, r.Command)
 	r.Durable = j.synced
 	frame := encode(r)
 	if len(frame) > maxFrame {
@@ -366,13 +383,24 @@ func (j *Journal) appendLocked(r record) error {
 	}
 	j.size += int64(len(frame))
 	if durableKinds[r.Kind] || j.size-j.synced > syncAbove {
-		if err := j.f.Sync(); err != nil {
+		if err := j.syncLocked(); err != nil {
 			return j.failLocked(err)
 		}
 		j.synced = j.size
 	}
 	j.apply(r)
+	j.hooks.At.Reach(at.after, r.Command)
 	return nil
+}
+
+// points are where a record stands in the life of a command. Those without a
+// place in it are reached under the empty name, which nobody waits for.
+var points = map[kind]struct{ before, after failpoint.Point }{
+	kindAccepted:     {failpoint.Accept, failpoint.Accepted},
+	kindStarted:      {failpoint.Start, failpoint.Started},
+	kindFinished:     {failpoint.Finish, failpoint.Finished},
+	kindAcknowledged: {failpoint.Acknowledge, failpoint.Known},
+	kindCancelled:    {failpoint.Cancel, failpoint.Cancelled},
 }
 
 // takeBackLocked undoes a write that failed. If it was for want of space and
@@ -412,6 +440,7 @@ func (j *Journal) Compact(now int64) error {
 	if len(drop) == 0 && (j.size < compactAbove || 2*int64(len(b)) > j.size) {
 		return nil
 	}
+	j.hooks.At.Reach(failpoint.Forget, "")
 	f, err := createFile(j.path, b, true)
 	if err != nil {
 		return fmt.Errorf("compact journal: %w", err)
@@ -422,6 +451,7 @@ func (j *Journal) Compact(now int64) error {
 	j.synced = j.size
 	maps.DeleteFunc(j.entries, func(k Key, _ *Entry) bool { return drop[k] })
 	j.order = slices.DeleteFunc(j.order, func(k Key) bool { return drop[k] })
+	j.hooks.At.Reach(failpoint.Forgotten, "")
 	return nil
 }
 
