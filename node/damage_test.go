@@ -2,6 +2,8 @@ package node
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,5 +129,27 @@ func TestOnlyALeaderKnowsWhoIsNotEnrolled(t *testing.T) {
 		if err := ask(); fleet.KindOf(err) != fleet.Unavailable || !strings.Contains(err.Error(), "may not be read yet") {
 			t.Errorf("a voter without a leader says %v, want that its copy may be old", err)
 		}
+	})
+}
+
+// TestPartThatHangs: a host with a part that does not end has ended all the same
+// after a while, so that its process can.
+func TestPartThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, 0)
+		defer b.stopAll()
+		n := b.nodes["n1"]
+		hang := make(chan struct{})
+		n.run("hung", func(context.Context) error { <-hang; return nil })
+		began := time.Now()
+		n.fatal(errors.New("the disk has not answered"))
+		<-n.Done()
+		if took := time.Since(began); took > endTimeout {
+			t.Errorf("the host ended after %s, want within %s", took, endTimeout)
+		}
+		if err := n.Err(); err == nil || !strings.Contains(err.Error(), "the disk has not answered") {
+			t.Errorf("it ended with %v", err)
+		}
+		close(hang)
 	})
 }

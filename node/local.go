@@ -10,6 +10,7 @@ import (
 	"fleet/node/enrol"
 	"fleet/node/fleet"
 	"fleet/node/presence"
+	"fleet/raftfsm/quorum"
 )
 
 // LocalStatus is what this host says of itself on its local socket.
@@ -79,6 +80,10 @@ func (n *Node) LocalNodes() fleet.LocalNodes {
 	return out
 }
 
+// WarnDiskSlow is the code of the warning that a host of the quorum writes
+// slowly.
+const WarnDiskSlow = "QuorumDiskSlow"
+
 // hostWarnings says what is wrong with this host and what to do about it.
 func (n *Node) hostWarnings() []fleet.Warning {
 	var ws []fleet.Warning
@@ -90,6 +95,15 @@ func (n *Node) hostWarnings() []fleet.Warning {
 	}
 	if fenced := n.fenced.Load(); fenced != nil {
 		ws = append(ws, *fenced)
+	}
+	if m := n.member.Load(); m != nil {
+		if delay := m.quorum.DiskDelay(); delay > quorum.SlowDisk {
+			ws = append(ws, fleet.Warning{
+				Code:    WarnDiskSlow,
+				Message: fmt.Sprintf("the disk takes %s for each write: the quorum is as slow, and elections take longer", delay.Round(10*time.Millisecond)),
+				Remedy:  "look for what else uses this disk, or put " + n.dir.Path() + " on another",
+			})
+		}
 	}
 	if clones := n.clones.Load(); clones != nil && len(*clones) > 0 {
 		ws = append(ws, fleet.Warning{

@@ -89,6 +89,10 @@ const DefaultDiskBudget = 1 << 30
 // stopTimeout bounds an orderly stop.
 const stopTimeout = 15 * time.Second
 
+// endTimeout is how long the parts have to end, each of which has a bound of
+// its own.
+const endTimeout = stopTimeout + 5*time.Second
+
 // Node is one host.
 type Node struct {
 	cfg  Config
@@ -146,7 +150,7 @@ type Node struct {
 	stopping  atomic.Bool   // Stop was called
 	ready     chan struct{} // closed when a voter has answered for the first time
 	readyOnce sync.Once
-	done      chan struct{} // closed when everything has ended
+	done      chan struct{} // closed when everything has ended, or has had its time to
 }
 
 // New opens the data directory and builds the host. It takes the port, the
@@ -352,16 +356,29 @@ func (n *Node) carry() (end func()) {
 	}
 }
 
-// finish waits for the end and closes what is open.
+// finish waits for the end and closes what is open. A part that a disk holds
+// fast cannot end: then the host has ended without it, so that its process does
+// and is started again.
 func (n *Node) finish(endTransport func()) {
 	<-n.ctx.Done()
 	n.parts.Lock()
 	n.closed = true
 	n.parts.Unlock()
-	n.wg.Wait()
-	endTransport()
-	if err := errors.Join(n.rpc.Close(), n.transport.Close(), n.journal.Close()); err != nil {
-		n.log.Warn("not closed in order", "err", err)
+	ended := make(chan struct{})
+	go func() { // ends with the last part, or with the process
+		defer close(ended)
+		n.wg.Wait()
+		endTransport()
+		if err := errors.Join(n.rpc.Close(), n.transport.Close(), n.journal.Close()); err != nil {
+			n.log.Warn("not closed in order", "err", err)
+		}
+	}()
+	late := time.NewTimer(endTimeout)
+	defer late.Stop()
+	select {
+	case <-ended:
+	case <-late.C:
+		n.log.Error("some parts did not end", "after", endTimeout.String())
 	}
 	close(n.done)
 }

@@ -129,6 +129,8 @@ type member struct {
 	mem    *raft.InmemStore
 	snaps  *raft.InmemSnapshotStore
 	logs   raft.LogStore // mem, or what a test puts before it
+	stable raft.StableStore
+	probe  func() error // nil: none
 	fsm    *registers
 	q      *Quorum
 	failed chan error // what Fatal was told
@@ -153,7 +155,7 @@ func newCluster(t *testing.T, n int) *cluster {
 	for _, m := range c.nodes {
 		config := raftConfig(Config{Self: m.id, Timing: DefaultTiming})
 		config.Logger = bridge(c.log)
-		err := raft.BootstrapCluster(config, &logStore{m.mem, &guard{}}, &stableStore{m.mem, &guard{}}, m.snaps, nil,
+		err := raft.BootstrapCluster(config, &logStore{m.mem, &guard{}}, &stableStore{StableStore: m.mem, guard: &guard{}}, m.snaps, nil,
 			raft.Configuration{Servers: servers})
 		if err != nil {
 			t.Fatal(err)
@@ -169,7 +171,7 @@ func (c *cluster) add() *member {
 	i := len(c.nodes) + 1
 	m := &member{c: c, id: nodeID(i), host: c.net.Host(fmt.Sprintf("10.0.0.%d", i)),
 		mem: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
-	m.logs = m.mem
+	m.logs, m.stable = m.mem, m.mem
 	c.nodes = append(c.nodes, m)
 	return m
 }
@@ -204,13 +206,14 @@ func (m *member) start() {
 		Applied: func(_ context.Context, node fleet.NodeID) (uint64, error) {
 			return m.c.byID(node).fsm.Applied(), nil
 		},
+		Probe: m.probe,
 		Fatal: func(err error) { failed <- err },
 	}
 	rc := raftConfig(cfg)
 	if m.c.tune != nil {
 		m.c.tune(m, rc)
 	}
-	m.q, err = open(cfg, &stores{logs: m.logs, stable: m.mem, snaps: m.snaps}, rc)
+	m.q, err = open(cfg, &stores{logs: m.logs, stable: m.stable, snaps: m.snaps}, rc)
 	if err != nil {
 		m.c.t.Fatalf("start %s: %v", m.id, err)
 	}

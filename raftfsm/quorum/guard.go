@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -175,19 +176,66 @@ func logSum(l *raft.Log) uint32 {
 }
 
 // stableStore adds a checksum to what Raft keeps beside the log: its term and
-// its vote.
+// its vote. A vote is two keys to Raft, the term first; here it is one record,
+// since each write waits for the disk and an election waits for them all.
 type stableStore struct {
 	raft.StableStore
 	guard *guard
+
+	mu       sync.Mutex // guards what follows
+	voteTerm []byte     // given and not written yet: Raft gives the candidate next
 }
 
+// Raft's names, and that of the record: the term in 8 bytes, then the candidate.
+var (
+	keyVoteTerm      = []byte("LastVoteTerm")
+	keyVoteCandidate = []byte("LastVoteCand")
+	keyVote          = []byte("FleetVote")
+)
+
 func (s *stableStore) Set(key, value []byte) error {
+	switch {
+	case bytes.Equal(key, keyVoteTerm):
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.voteTerm = bytes.Clone(value)
+		return nil
+	case bytes.Equal(key, keyVoteCandidate):
+		s.mu.Lock()
+		term := s.voteTerm
+		s.mu.Unlock()
+		if len(term) != 8 {
+			return fmt.Errorf("write %s: its term was not given before", key)
+		}
+		return s.set(keyVote, append(bytes.Clone(term), value...))
+	}
+	return s.set(key, value)
+}
+
+func (s *stableStore) set(key, value []byte) error {
 	return s.guard.mustDo(fmt.Sprintf("write %s", key), func() error {
 		return s.StableStore.Set(key, binary.BigEndian.AppendUint32(append([]byte(nil), value...), stableSum(key, value)))
 	})
 }
 
-func (s *stableStore) Get(key []byte) (value []byte, err error) {
+func (s *stableStore) Get(key []byte) ([]byte, error) {
+	isTerm, isCandidate := bytes.Equal(key, keyVoteTerm), bytes.Equal(key, keyVoteCandidate)
+	if !isTerm && !isCandidate {
+		return s.get(key)
+	}
+	vote, err := s.get(keyVote)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(vote) < 8:
+		return nil, fmt.Errorf("read %s: %d bytes: %w", keyVote, len(vote), errDamaged)
+	case isTerm:
+		return vote[:8:8], nil
+	}
+	return vote[8:], nil
+}
+
+func (s *stableStore) get(key []byte) (value []byte, err error) {
 	err = s.guard.mustDo(fmt.Sprintf("read %s", key), func() error {
 		got, err := s.StableStore.Get(key)
 		if err != nil {

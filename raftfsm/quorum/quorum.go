@@ -117,6 +117,10 @@ type Config struct {
 	Memory    bool
 	Bootstrap bool
 
+	// Probe writes a few bytes to the disk of the store and returns when they are
+	// there. Nil: to a file in Dir; with Memory none is written.
+	Probe func() error
+
 	// Fatal is called once when a store failed. The process must exit; until
 	// then this Quorum decides nothing. It must not block and may be called
 	// from any goroutine.
@@ -144,10 +148,11 @@ type Quorum struct {
 	proposals     atomic.Int64
 	proposalBytes atomic.Int64
 
-	mu      sync.Mutex    // guards what follows
-	term    uint64        // this host leads in and has passed the barrier of; 0: does not
-	changed chan struct{} // closed and replaced when term changes
-	ended   raft.Future   // set when Raft was told to end
+	mu      sync.Mutex      // guards what follows
+	term    uint64          // this host leads in and has passed the barrier of; 0: does not
+	changed chan struct{}   // closed and replaced when term changes
+	ended   raft.Future     // set when Raft was told to end
+	writes  []time.Duration // what the last three writes of watchDisk took
 
 	closeOnce sync.Once
 	closeErr  error
@@ -178,7 +183,10 @@ func raftConfig(cfg Config) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(cfg.Self)
 	c.HeartbeatTimeout = cfg.Timing.Heartbeat
-	c.ElectionTimeout = cfg.Timing.Heartbeat
+	// A candidate waits longer for votes than a follower for its leader: each of
+	// the two writes twice before the vote counts, and a slow disk must not let
+	// every election fail.
+	c.ElectionTimeout = 2 * cfg.Timing.Heartbeat
 	c.LeaderLeaseTimeout = cfg.Timing.Lease
 	c.CommitTimeout = cfg.Timing.Commit
 	c.MaxAppendEntries = maxAppendEntries
@@ -221,6 +229,13 @@ func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	q.doubt.tick(time.Now())
 	q.workers.Go(q.followLeadership)
 	q.workers.Go(q.watchPauses)
+	probe := cfg.Probe
+	if probe == nil && !cfg.Memory && cfg.Dir != "" {
+		probe = diskProbe(cfg.Dir)
+	}
+	if probe != nil {
+		q.workers.Go(func() { q.watchDisk(guard, probe) })
+	}
 	return q, nil
 }
 

@@ -53,7 +53,7 @@ func (s *stores) close() error {
 // guarded is the stores as Raft uses them: with checksums, and with every
 // failure told to g.
 func (s *stores) guarded(g *guard) (raft.LogStore, raft.StableStore, raft.SnapshotStore) {
-	return &logStore{s.logs, g}, &stableStore{s.stable, g}, &snapshotStore{s.snaps, g}
+	return &logStore{s.logs, g}, &stableStore{StableStore: s.stable, guard: g}, &snapshotStore{s.snaps, g}
 }
 
 // Create makes the quorum directory of a host; with bootstrap, as the only
@@ -122,7 +122,7 @@ func bootstrapOne(self fleet.NodeID, logs raft.LogStore, stable raft.StableStore
 
 // storeMark is the content of store.uuid: which store this is and whose.
 func storeMark(id [16]byte, self fleet.NodeID) []byte {
-	return fmt.Appendf(nil, "fleet quorum store v1\n%s\n%s\n", hex.EncodeToString(id[:]), self)
+	return fmt.Appendf(nil, "fleet quorum store v2\n%s\n%s\n", hex.EncodeToString(id[:]), self)
 }
 
 // memoryStores are stores that end with the process.
@@ -130,7 +130,7 @@ func memoryStores(self fleet.NodeID, bootstrap bool) (*stores, error) {
 	mem := raft.NewInmemStore()
 	s := &stores{logs: mem, stable: mem, snaps: raft.NewInmemSnapshotStore()}
 	if bootstrap {
-		if err := bootstrapOne(self, &logStore{mem, &guard{}}, &stableStore{mem, &guard{}}, s.snaps); err != nil {
+		if err := bootstrapOne(self, &logStore{mem, &guard{}}, &stableStore{StableStore: mem, guard: &guard{}}, s.snaps); err != nil {
 			return nil, fmt.Errorf("bootstrap in memory: %w", err)
 		}
 	}
@@ -215,7 +215,7 @@ func checkMark(dir string, self fleet.NodeID) ([]byte, error) {
 		return nil, fmt.Errorf("open quorum store: %w", err)
 	}
 	lines := strings.Split(string(mark), "\n")
-	if len(lines) != 4 || len(lines[1]) != 32 || lines[3] != "" || lines[0] != "fleet quorum store v1" {
+	if len(lines) != 4 || len(lines[1]) != 32 || lines[3] != "" || lines[0] != "fleet quorum store v2" {
 		return nil, damaged(dir, "%s does not hold what this release writes there", uuidFile)
 	}
 	if owner := lines[2]; owner != string(self) {
