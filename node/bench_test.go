@@ -75,7 +75,12 @@ func BenchmarkRun(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer c.Close()
-				run(b, c, agents) // connections are made here
+				// While a hundred hosts that joined within a second get to know
+				// each other, two cores have no time for a leader's lease of 200 ms:
+				// what is measured begins when that is over.
+				for range 10 {
+					run(b, c, agents)
+				}
 				const rounds = 20
 				for b.Loop() {
 					var took []time.Duration

@@ -155,6 +155,7 @@ type Runner struct {
 	dead chan error    // the journal failed
 
 	deliveries sync.Mutex // one decision about a delivery at a time
+	documents  parsed
 
 	mu         sync.Mutex // guards what follows
 	queue      []journal.Key
@@ -487,7 +488,7 @@ type job struct {
 // prepare reads a document and its parameters. Whatever is wrong with them is
 // wrong on every try.
 func (r *Runner) prepare(content, parameters []byte, t *ticket.Ticket) (*job, error) {
-	doc, err := document.Parse(content)
+	doc, err := r.documents.parse(content)
 	if err != nil {
 		return nil, err
 	}
