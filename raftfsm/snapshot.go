@@ -169,6 +169,13 @@ func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
 	return &snapshot{store: f.Store().Snapshot(), applied: f.Applied()}, nil
 }
 
+// WriteState writes the present state as a snapshot, which Restore takes. The
+// index in it may lie one entry below what the state holds.
+func (f *FSM) WriteState(to io.Writer) error {
+	s := &snapshot{applied: f.Applied(), store: f.Store().Snapshot()}
+	return s.write(to)
+}
+
 // Release has nothing to free.
 func (*snapshot) Release() {}
 

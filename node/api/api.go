@@ -48,6 +48,9 @@ type Control interface {
 	// or with stale what this host has.
 	Read(ctx context.Context, stale bool) (*state.Store, error)
 
+	// WriteState writes a snapshot of what Read gives.
+	WriteState(ctx context.Context, stale bool, to io.Writer) error
+
 	// Presence merges what the voters have heard. It must return within
 	// seconds also when voters do not answer.
 	Presence(ctx context.Context) map[fleet.NodeID]presence.Seen
@@ -107,8 +110,9 @@ type Config struct {
 
 // Server serves operators.
 type Server struct {
-	cfg Config
-	mux *http.ServeMux
+	cfg     Config
+	mux     *http.ServeMux
+	backups chan struct{} // a token for each backup that is being written
 
 	mu   sync.Mutex // guards open
 	open map[*provedConn]struct{}
@@ -125,7 +129,7 @@ func NewServer(cfg Config) *Server {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 5 * time.Second
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), open: map[*provedConn]struct{}{}}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), backups: make(chan struct{}, maxBackups), open: map[*provedConn]struct{}{}}
 	for _, r := range routes {
 		op, _ := authz.Lookup(r.name) // a test holds that every route is in the table
 		s.mux.Handle("POST "+pathOf(r.name), s.wrap(op, r))

@@ -200,6 +200,26 @@ type fakeControl struct {
 	blobs    map[fleet.Digest][]byte
 	quorum   control.QuorumView
 	eligible []fleet.NodeID
+	state    []byte // of WriteState
+	hold     chan struct{}
+}
+
+func (f *fakeControl) WriteState(ctx context.Context, stale bool, to io.Writer) error {
+	if _, err := f.Read(ctx, stale); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	state, hold := f.state, f.hold
+	f.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	_, err := to.Write(state)
+	return err
 }
 
 func (f *fakeControl) set(change func(*fakeControl)) {

@@ -194,11 +194,8 @@ func (c *call) copy(src io.Reader) error {
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
-			if err := c.rc.SetWriteDeadline(time.Now().Add(outputWrite)); err != nil {
-				return fmt.Errorf("set write deadline: %w", err)
-			}
-			if _, err := c.w.Write(buf[:n]); err != nil {
-				return fleet.Errorf(fleet.Unavailable, "write output: %w", err)
+			if _, err := (patient{c}).Write(buf[:n]); err != nil {
+				return err
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -208,4 +205,18 @@ func (c *call) copy(src io.Reader) error {
 			return fmt.Errorf("read output: %w", err)
 		}
 	}
+}
+
+// patient writes part by part to a client that must take each in time.
+type patient struct{ *call }
+
+func (p patient) Write(b []byte) (int, error) {
+	if err := p.rc.SetWriteDeadline(time.Now().Add(outputWrite)); err != nil {
+		return 0, fmt.Errorf("set write deadline: %w", err)
+	}
+	n, err := p.w.Write(b)
+	if err != nil {
+		return n, fleet.Errorf(fleet.Unavailable, "write output: %w", err)
+	}
+	return n, nil
 }

@@ -52,6 +52,7 @@ var routes = []route{
 
 	{"WatchCommand", stream, watchCommand},
 	{"GetCommandOutput", stream, getCommandOutput},
+	{"CreateBackup", stream, createBackup},
 }
 
 // stream as the time of a route means that it bounds itself.

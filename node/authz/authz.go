@@ -5,8 +5,8 @@
 // it must not trust whoever proposed.
 //
 // Invariants: an operation that is not in the table is allowed to nobody; a
-// signed operation needs its own name (or "*") in the operator's row; a read
-// needs a row; what the local socket serves is never served to operators, nor
+// signed or guarded operation needs its own name (or "*") in the operator's
+// row; a read needs a row; what the local socket serves is never served to operators, nor
 // the other way round.
 package authz
 
@@ -21,12 +21,17 @@ type Class uint8
 
 // Classes. The zero value is none of them, so that a forgotten one allows nothing.
 const (
-	Signed Class = iota + 1 // a proof of its own, over the exact body
-	Read                    // a connection that an operator proved
-	Local                   // only the local socket, by its file permissions
+	Signed  Class = iota + 1 // a proof of its own, over the exact body
+	Read                     // a connection that an operator proved
+	Guarded                  // a read that is granted by name: it gives more than who runs commands needs
+	Local                    // only the local socket, by its file permissions
 )
 
-var classNames = map[Class]string{Signed: "signed", Read: "read", Local: "local"}
+var classNames = map[Class]string{Signed: "signed", Read: "read", Guarded: "guarded", Local: "local"}
+
+// Granted reports whether an operator may do operations of the class only if
+// his row says so.
+func (c Class) Granted() bool { return c == Signed || c == Guarded }
 
 func (c Class) String() string { return classNames[c] }
 
@@ -38,8 +43,8 @@ type Operation struct {
 	Name  string
 	Class Class
 
-	// Permission is the word that an operator's row must hold for a signed
-	// operation. For a read it is the word that policies will narrow by.
+	// Permission is the word that an operator's row must hold for a signed or
+	// guarded operation. For a read it is the word that policies will narrow by.
 	Permission string
 }
 
@@ -76,6 +81,8 @@ var Operations = []Operation{
 	{"GetTrust", Read, "DescribeQuorum"},
 	{"GetCandidate", Read, "DescribeQuorum"},
 
+	{"CreateBackup", Guarded, "CreateBackup"},
+
 	{"LocalStatus", Local, "LocalStatus"},
 	{"LocalNodes", Local, "LocalNodes"},
 }
@@ -108,7 +115,7 @@ func Allowed(operator fleet.Operator, operation string) error {
 	switch op.Class {
 	case Read:
 		return nil
-	case Signed:
+	case Signed, Guarded:
 		if slices.Contains(operator.May, op.Permission) || slices.Contains(operator.May, All) {
 			return nil
 		}

@@ -143,6 +143,7 @@ func (e *env) commands() []*cli.Command {
 		e.activationCommand(),
 		e.quorumCommand(),
 		e.commandCommand(), e.targetCommand(),
+		e.backupCommand(),
 	}
 }
 

@@ -37,7 +37,7 @@ type here, and --key takes what it shows. --new makes a credential file here, to
 be carried to another machine; only the public key goes to the fleet.
 
 --may names operations, --admin is all of them. Nobody can grant what he may not
-do himself. Reading needs no grant. The operations:
+do himself. Reading needs no grant, but for CreateBackup. The operations:
   ` + strings.Join(grantable(), "\n  ") + `
 
 Examples:
@@ -74,7 +74,7 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 func grantable() []string {
 	var all []string
 	for _, op := range authz.Operations {
-		if op.Class == authz.Signed {
+		if op.Class.Granted() {
 			all = append(all, op.Name)
 		}
 	}

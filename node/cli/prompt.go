@@ -49,27 +49,36 @@ func (e *env) secret(prompt string) ([]byte, error) {
 const PassphraseFile = "FLEET_ROOT_PASSPHRASE_FILE"
 
 // passphrase gives that of an existing root key.
-func (e *env) passphrase() ([]byte, error) {
-	if path := e.getenv(PassphraseFile); path != "" {
-		return readPassphrase(path)
+func (e *env) passphrase() ([]byte, error) { return e.passphraseOf("the root key", PassphraseFile) }
+
+// newPassphrase asks twice for that of a new root key.
+func (e *env) newPassphrase() ([]byte, error) {
+	return e.newPassphraseOf("the root key", PassphraseFile)
+}
+
+// passphraseOf gives the passphrase of what there is: from the file that a
+// variable names, or the terminal.
+func (e *env) passphraseOf(what, variable string) ([]byte, error) {
+	if path := e.getenv(variable); path != "" {
+		return readPassphrase(variable, path)
 	}
-	b, err := e.secret("Passphrase of the root key: ")
+	b, err := e.secret("Passphrase of " + what + ": ")
 	if err != nil {
-		return nil, fleet.Errorf(fleet.Invalid, "the root key has a passphrase: %w", err).
-			WithHint("put it into a file and name that in %s", PassphraseFile)
+		return nil, fleet.Errorf(fleet.Invalid, "%s has a passphrase: %w", what, err).
+			WithHint("put it into a file and name that in %s", variable)
 	}
 	return b, nil
 }
 
-// newPassphrase asks twice for that of a new root key.
-func (e *env) newPassphrase() ([]byte, error) {
-	if path := e.getenv(PassphraseFile); path != "" {
-		return readPassphrase(path)
+// newPassphraseOf is passphraseOf for what is being made: it asks twice.
+func (e *env) newPassphraseOf(what, variable string) ([]byte, error) {
+	if path := e.getenv(variable); path != "" {
+		return readPassphrase(variable, path)
 	}
-	first, err := e.secret("Passphrase for the root key: ")
+	first, err := e.secret("Passphrase for " + what + ": ")
 	if err != nil {
-		return nil, fleet.Errorf(fleet.Invalid, "--passphrase: %w", err).
-			WithHint("put it into a file and name that in %s", PassphraseFile)
+		return nil, fleet.Errorf(fleet.Invalid, "a passphrase for %s: %w", what, err).
+			WithHint("put it into a file and name that in %s", variable)
 	}
 	again, err := e.secret("Again: ")
 	if err != nil {
@@ -81,18 +90,18 @@ func (e *env) newPassphrase() ([]byte, error) {
 	return first, nil
 }
 
-func readPassphrase(path string) ([]byte, error) {
+func readPassphrase(variable, path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fleet.Errorf(fleet.Invalid, "%s: %w", PassphraseFile, err)
+		return nil, fleet.Errorf(fleet.Invalid, "%s: %w", variable, err)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, 4<<10))
 	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fleet.Errorf(fleet.Invalid, "%s: %w", PassphraseFile, err)
+		return nil, fleet.Errorf(fleet.Invalid, "%s: %w", variable, err)
 	}
 	b = bytes.TrimRight(b, "\r\n")
 	if len(b) == 0 {
-		return nil, fleet.Errorf(fleet.Invalid, "%s: the file %s is empty", PassphraseFile, path)
+		return nil, fleet.Errorf(fleet.Invalid, "%s: the file %s is empty", variable, path)
 	}
 	return b, nil
 }

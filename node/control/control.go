@@ -15,6 +15,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sort"
 	"strings"
@@ -343,6 +344,15 @@ func (c *Control) Read(ctx context.Context, stale bool) (*state.Store, error) {
 		case <-time.After(leaderPoll):
 		}
 	}
+}
+
+// WriteState writes a snapshot of a state that covers every write acknowledged
+// before the call, or with stale of what this host has.
+func (c *Control) WriteState(ctx context.Context, stale bool, to io.Writer) error {
+	if _, err := c.Read(ctx, stale); err != nil {
+		return err
+	}
+	return c.cfg.FSM.WriteState(to)
 }
 
 func (c *Control) readIndex(ctx context.Context) (uint64, error) {

@@ -17,7 +17,7 @@ func (c *Control) createOperator(ctx context.Context, body, proof []byte) ([]byt
 	// Apply takes any name: which operations there are changes with releases. A
 	// word that means nothing is a mistake of whoever typed it.
 	for _, word := range req.May {
-		if op, ok := authz.Lookup(word); word != authz.All && (!ok || op.Class != authz.Signed) {
+		if op, ok := authz.Lookup(word); word != authz.All && (!ok || !op.Class.Granted()) {
 			return nil, fleet.CodeErrorf(fleet.Invalid, "ValidationException", "there is no operation %.64q to grant", word).
 				WithHint("see which there are: fleet operator add --help")
 		}

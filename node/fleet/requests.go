@@ -258,6 +258,10 @@ type GetCommandOutputRequest struct {
 	Stream     string    `json:"Stream,omitempty"`   // default stdout
 }
 
+// CreateBackupRequest asks for the whole decided state, as a voter's snapshot.
+// The answer is not JSON.
+type CreateBackupRequest struct{}
+
 // PutTargetRequest saves a choice of nodes under a name, or replaces it.
 type PutTargetRequest struct {
 	Name        TargetName `json:"Name"`
