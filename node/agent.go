@@ -222,6 +222,24 @@ func (n *Node) cancelCommand(ctx context.Context, _ identity.Peer, req *rpc.Canc
 	return deliverResponse(a), nil
 }
 
+// releaseCommand takes a voter's word that the turn of a staged command has come.
+// What counts is the signature, not who brought it.
+func (n *Node) releaseCommand(ctx context.Context, _ identity.Peer, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
+	if len(req.Trust) > 0 {
+		if err := n.setTrust(req.Trust); err != nil {
+			return notNow(err)
+		}
+	}
+	if _, ok := n.clock.FleetTime(); !ok {
+		n.beats.Kick()
+	}
+	a, err := n.runner.Release(ctx, req.Release)
+	if err != nil {
+		return notNow(err)
+	}
+	return deliverResponse(a), nil
+}
+
 func (n *Node) query(_ context.Context, _ identity.Peer, req *rpc.QueryCommandRequest) (*rpc.DeliverResponse, error) {
 	a, ok := n.runner.Query(req.Command, req.Attempt)
 	if !ok {

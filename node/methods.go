@@ -20,6 +20,7 @@ func (n *Node) buildRPC() {
 	// Of every host.
 	rpc.Handle(s, rpc.MethodDeliver, n.deliver)
 	rpc.Handle(s, rpc.MethodCancel, n.cancelCommand)
+	rpc.Handle(s, rpc.MethodRelease, n.releaseCommand)
 	rpc.Handle(s, rpc.MethodQueryCommand, n.query)
 	rpc.Handle(s, rpc.MethodListed, n.listed)
 	rpc.Handle(s, rpc.MethodCandidate, func(context.Context, identity.Peer, *rpc.Empty) (*rpc.CandidateResponse, error) {

@@ -234,6 +234,7 @@ func ofQuorum() map[string][]attack {
 	return map[string][]attack{
 		rpc.MethodDeliver: deliveries(),
 		rpc.MethodCancel:  cancels(),
+		rpc.MethodRelease: releases(),
 		rpc.MethodQueryCommand: {{"of the order", harmless, ask[rpc.QueryCommandRequest, rpc.DeliverResponse](rpc.MethodQueryCommand,
 			func(r *raid, _ place) (*rpc.QueryCommandRequest, error) {
 				return &rpc.QueryCommandRequest{Command: r.order.id, Attempt: 1}, nil
@@ -518,6 +519,71 @@ func cancels() []attack {
 			}
 			resp, err := rpc.Call[rpc.CancelRequest, rpc.DeliverResponse](ctx, r.rpc, at.to, rpc.MethodCancel,
 				&rpc.CancelRequest{Cancel: signed, Index: 0, Path: ticket.Path(targets, 0)})
+			if err == nil && resp.State == rpc.DeliverRefused {
+				return fleet.Errorf(fleet.Denied, "%s", resp.Reason)
+			}
+			return err
+		}})
+	}
+	return all
+}
+
+// releases would have a host begin before its turn where no voter's word says
+// so. (A voter's own key is a voter's word: that it can break the pace of
+// commands stands in docs/security.md.)
+func releases() []attack {
+	var all []attack
+	for _, c := range []struct {
+		name string
+		edit func(r *raid, o *ticket.Release)
+		sign func(r *raid, o *ticket.Release) []byte
+	}{
+		{"not signed", nil, func(_ *raid, o *ticket.Release) []byte { return append(o.Bytes(), make([]byte, 72)...) }},
+		{"signed with the agent key", nil, func(r *raid, o *ticket.Release) []byte { return ticket.SignRelease(r.agent.Key, o) }},
+		{"signed with the agent key, in the name of a voter", nil, func(r *raid, o *ticket.Release) []byte {
+			b, id := ticket.SignRelease(r.agent.Key, o), r.another().Key.ID()
+			copy(b[len(b)-72:], id[:])
+			return b
+		}},
+		{"with the signature of a ticket", nil, func(r *raid, o *ticket.Release) []byte {
+			s := ticket.Sign(r.key, o.Bytes())
+			return append(o.Bytes(), s[:]...)
+		}},
+		{"with the signatures of the order", nil, func(r *raid, o *ticket.Release) []byte {
+			return append(o.Bytes(), r.order.signed.Signatures[0][:]...)
+		}},
+		{"signed with its own quorum key", nil, func(r *raid, o *ticket.Release) []byte {
+			if r.trust.IsVoter(r.info.Node, r.key.Public()) {
+				return nil // is a voter's word
+			}
+			return ticket.SignRelease(r.key, o)
+		}},
+		{"of another fleet", func(r *raid, o *ticket.Release) { o.Fleet = fleet.IDOf(r.key.Public()) }, nil},
+		{"of another epoch", func(r *raid, o *ticket.Release) { o.Epoch++ }, nil},
+	} {
+		all = append(all, attack{c.name, refused, func(ctx context.Context, r *raid, at place) error {
+			t, err := ticket.Parse(r.order.signed.Ticket)
+			if err != nil {
+				return err
+			}
+			o := &ticket.Release{
+				Version: ticket.ReleaseVersion, Fleet: t.Fleet, Epoch: t.Epoch, Command: t.Command, Attempt: t.Attempt,
+				Targets: t.Targets, Root: t.Root, Released: t.Created, StartBy: t.NotAfter,
+			}
+			for i := range t.Targets {
+				o.Indexes = append(o.Indexes, i)
+			}
+			if c.edit != nil {
+				c.edit(r, o)
+			}
+			signed := ticket.SignRelease(r.key, o)
+			if c.sign != nil {
+				signed = c.sign(r, o)
+			}
+			if signed == nil {
+				return errNotTried
+			}
+			resp, err := rpc.Call[rpc.ReleaseRequest, rpc.DeliverResponse](ctx, r.rpc, at.to, rpc.MethodRelease, &rpc.ReleaseRequest{Release: signed})
 			if err == nil && resp.State == rpc.DeliverRefused {
 				return fleet.Errorf(fleet.Denied, "%s", resp.Reason)
 			}

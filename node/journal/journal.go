@@ -105,6 +105,7 @@ type Entry struct {
 	Accepted
 	Starts       int       // how often it was started: 0, 1, or more for what may be repeated
 	Started      int64     // the last time, by this host's clock
+	StartBy      int64     // of a started command that waited for its turn: by when it may begin again
 	Spawned      []Spawned // children since the last start
 	Cancel       []byte    // signed, when it was cancelled; nil again once it has finished
 	Finished     *Finished // nil while it may still happen
@@ -306,9 +307,10 @@ func (j *Journal) Unmet() int {
 }
 
 // Start records that the command runs now, and syncs. It must return before
-// anything of it does.
-func (j *Journal) Start(k Key, at int64) error {
-	return j.append(record{Kind: kindStarted, At: at}.of(k))
+// anything of it does. startBy is when it may begin at the latest, for who would
+// begin it again after a crash; 0 is that the ticket says so.
+func (j *Journal) Start(k Key, at, startBy int64) error {
+	return j.append(record{Kind: kindStarted, At: at, StartBy: startBy}.of(k))
 }
 
 // Spawn records a child of a started command.

@@ -82,15 +82,15 @@ func life() []step {
 	return []step{
 		{"accept 1", func(j *Journal) error { return j.Accept(key(1), acceptedOf(1)) }},
 		{"accept 2", func(j *Journal) error { return j.Refuse(key(2), acceptedOf(2), finishedOf(2)) }},
-		{"start 1", func(j *Journal) error { return j.Start(key(1), 11) }},
+		{"start 1", func(j *Journal) error { return j.Start(key(1), 11, 0) }},
 		{"spawn 1", func(j *Journal) error { return j.Spawn(key(1), spawnedOf(1)) }},
 		{"accept 3", func(j *Journal) error { return j.Accept(key(3), acceptedOf(3)) }},
 		{"spawn 1 again", func(j *Journal) error { return j.Spawn(key(1), spawnedOf(2)) }},
-		{"start 3", func(j *Journal) error { return j.Start(key(3), 13) }},
+		{"start 3", func(j *Journal) error { return j.Start(key(3), 13, 0) }},
 		{"finish 1", func(j *Journal) error { return j.Finish(key(1), finishedOf(1)) }},
 		{"spawn 3", func(j *Journal) error { return j.Spawn(key(3), spawnedOf(3)) }},
 		{"acknowledge 1", func(j *Journal) error { return j.Acknowledge(key(1), 77) }},
-		{"start 3 again", func(j *Journal) error { return j.Start(key(3), 14) }},
+		{"start 3 again", func(j *Journal) error { return j.Start(key(3), 14, 99) }},
 		{"acknowledge 2", func(j *Journal) error { return j.Acknowledge(key(2), 78) }},
 		{"accept 4", func(j *Journal) error { return j.Accept(key(4), acceptedOf(4)) }},
 		{"cancel 3", func(j *Journal) error { return j.Cancel(key(3), []byte("cancel 3")) }},
@@ -129,7 +129,7 @@ func TestLife(t *testing.T) {
 	want := []Entry{
 		{Key: key(1), Accepted: a1, Starts: 1, Started: 11, Spawned: []Spawned{spawnedOf(1), spawnedOf(2)}, Finished: &f1, Acknowledged: 77},
 		{Key: key(2), Accepted: a2, Finished: &f2, Acknowledged: 78},
-		{Key: key(3), Accepted: a3, Starts: 2, Started: 14, Cancel: []byte("cancel 3")},
+		{Key: key(3), Accepted: a3, Starts: 2, Started: 14, StartBy: 99, Cancel: []byte("cancel 3")},
 		{Key: key(4), Accepted: a4, Finished: &f4},
 		{Key: key(5), Accepted: unmetOf(5), Finished: &f5},
 	}
@@ -158,7 +158,7 @@ func TestReopenAfterEveryStep(t *testing.T) {
 func TestWrongStepsAreRefusedAndChangeNothing(t *testing.T) {
 	accept := func(j *Journal) error { return j.Accept(key(1), acceptedOf(1)) }
 	refuse := func(j *Journal) error { return j.Refuse(key(1), acceptedOf(1), finishedOf(1)) }
-	start := func(j *Journal) error { return j.Start(key(1), 1) }
+	start := func(j *Journal) error { return j.Start(key(1), 1, 0) }
 	spawn := func(j *Journal) error { return j.Spawn(key(1), spawnedOf(1)) }
 	finish := func(j *Journal) error { return j.Finish(key(1), finishedOf(1)) }
 	acknowledge := func(j *Journal) error { return j.Acknowledge(key(1), 1) }
@@ -600,7 +600,7 @@ func TestAFailedWriteIsFinal(t *testing.T) {
 	}
 	_ = j.f.Close()
 	for range 2 {
-		if err := j.Start(key(1), 1); !errors.Is(err, ErrFailed) {
+		if err := j.Start(key(1), 1, 0); !errors.Is(err, ErrFailed) {
 			t.Errorf("got %v, want ErrFailed", err)
 		}
 	}
@@ -621,7 +621,7 @@ func TestConcurrentUse(t *testing.T) {
 	for n := range 20 {
 		wg.Go(func() {
 			for _, err := range []error{
-				j.Accept(key(n), acceptedOf(n)), j.Start(key(n), 1), j.Spawn(key(n), spawnedOf(n)),
+				j.Accept(key(n), acceptedOf(n)), j.Start(key(n), 1, 0), j.Spawn(key(n), spawnedOf(n)),
 				j.Finish(key(n), finishedOf(n)), j.Acknowledge(key(n), uint64(n)+1), j.Compact(testOrigin),
 			} {
 				if err != nil {
@@ -721,7 +721,7 @@ func BenchmarkLife(b *testing.B) {
 		n++
 		k := key(n)
 		for _, err := range []error{
-			j.Accept(k, acceptedOf(n)), j.Start(k, 1), j.Spawn(k, spawnedOf(n)), j.Finish(k, finishedOf(n)), j.Acknowledge(k, 1),
+			j.Accept(k, acceptedOf(n)), j.Start(k, 1, 0), j.Spawn(k, spawnedOf(n)), j.Finish(k, finishedOf(n)), j.Acknowledge(k, 1),
 		} {
 			if err != nil {
 				b.Fatal(err)

@@ -58,6 +58,7 @@ type record struct {
 	Finished *finished `msgpack:"f,omitempty"`
 	Index    uint64    `msgpack:"i,omitempty"` // log index of an acknowledgement
 	Cancel   []byte    `msgpack:"x,omitempty"` // signed
+	StartBy  int64     `msgpack:"b,omitempty"` // of a start
 }
 
 type accepted struct {
@@ -247,7 +248,7 @@ func (j *Journal) apply(r record) {
 	switch r.Kind {
 	case kindStarted:
 		e.Starts++
-		e.Started, e.Spawned = r.At, nil
+		e.Started, e.StartBy, e.Spawned = r.At, r.StartBy, nil
 	case kindSpawned:
 		e.Spawned = append(slices.Clip(e.Spawned), *r.Spawned)
 	case kindCancelled:
@@ -281,7 +282,7 @@ func (j *Journal) snapshot(expired int64, without map[Key]bool) []byte {
 		e := j.entries[k]
 		add(record{Kind: kindAccepted, At: e.At, Accepted: acceptedRecord(e.Accepted)}.of(k))
 		for range e.Starts {
-			add(record{Kind: kindStarted, At: e.Started}.of(k))
+			add(record{Kind: kindStarted, At: e.Started, StartBy: e.StartBy}.of(k))
 		}
 		for _, s := range e.Spawned {
 			add(record{Kind: kindSpawned, Spawned: &s}.of(k))

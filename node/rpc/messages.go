@@ -238,6 +238,21 @@ func (r *CancelRequest) Validate() error {
 	return checkSizes(size{"cancel", len(r.Cancel), 4 << 10}, size{"path", len(r.Path), 32}, size{"trust", len(r.Trust), 64 << 10})
 }
 
+// ReleaseRequest says that the turn of a staged command has come. The host trusts
+// nothing in it but the signature of the Release, and compares that with the
+// ticket that it holds. The answer is a DeliverResponse: Accepted when the command
+// has begun, Staged while all else of the host is before it, Done with its result,
+// NotHere if it has no such command, Refused if the Release cannot be verified.
+type ReleaseRequest struct {
+	Release []byte `msgpack:"r"`           // ticket.SignedRelease
+	Trust   []byte `msgpack:"s,omitempty"` // trust.json, when the host's may be older
+}
+
+// Validate checks the sizes.
+func (r *ReleaseRequest) Validate() error {
+	return checkSizes(size{"release", len(r.Release), 4 << 10}, size{"trust", len(r.Trust), 64 << 10})
+}
+
 // DeliverState is what a host has done about one command.
 type DeliverState uint8
 
@@ -247,9 +262,12 @@ const (
 	DeliverDone     DeliverState = 2 // has a result: it is in the answer
 	DeliverRefused  DeliverState = 3 // will not run it: Reason, and a signed result if it could verify the ticket
 	DeliverNotReady DeliverState = 4 // cannot decide now (no fleet time, queue full): deliver again later
+	DeliverStaged   DeliverState = 5 // in its journal; it begins when a Release says so, and has not
+	DeliverNotHere  DeliverState = 6 // was to begin what it does not hold: it has to be delivered first
 )
 
-// DeliverResponse is the host's answer to Deliver, Cancel and QueryCommand.
+// DeliverResponse is the host's answer to Deliver, Cancel, Release and
+// QueryCommand.
 type DeliverResponse struct {
 	State  DeliverState `msgpack:"s"`
 	Result []byte       `msgpack:"r,omitempty"` // ticket.SignResult
@@ -259,7 +277,7 @@ type DeliverResponse struct {
 
 // Validate checks the sizes and cleans the reason, which is foreign text.
 func (r *DeliverResponse) Validate() error {
-	if r.State < DeliverAccepted || r.State > DeliverNotReady {
+	if r.State < DeliverAccepted || r.State > DeliverNotHere {
 		return fleet.Errorf(fleet.Invalid, "delivery state %d is not known", r.State)
 	}
 	r.Reason = clean(r.Reason, MaxWarningText)

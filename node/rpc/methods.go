@@ -39,6 +39,7 @@ const (
 
 	MethodDeliver       = "Deliver"
 	MethodCancel        = "Cancel"
+	MethodRelease       = "Release"
 	MethodQueryCommand  = "QueryCommand"
 	MethodGetBlob       = "GetBlob"
 	MethodCandidate     = "Candidate"
@@ -85,6 +86,7 @@ var Methods = []Method{
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},
 	{MethodCancel, fromQuorum, 80 << 10, 80 << 10, 16, 15 * time.Second, false},
+	{MethodRelease, fromQuorum, 80 << 10, 80 << 10, 16, 15 * time.Second, false},
 	{MethodQueryCommand, fromQuorum, 1 << 10, 80 << 10, 16, 15 * time.Second, false},
 	{MethodGetBlob, fromQuorum, 0, MaxBlob, 8, 10 * time.Minute, true},
 	{MethodCandidate, fromQuorum, 1 << 10, 4 << 10, 2, 30 * time.Second, false},

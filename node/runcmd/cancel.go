@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"fleet/node/fleet"
@@ -66,7 +65,7 @@ func (r *Runner) Cancel(ctx context.Context, c Cancellation) (Answer, error) {
 		r.cfg.Logger.Info("command cancelled", "command", k.Command)
 	}
 	if !r.stop(k) {
-		r.finishQueued(ctx, k)
+		r.finishWaiting(ctx, k, cancelledOutcome(""))
 	}
 	a, _ := r.Query(k.Command, k.Attempt)
 	return a, nil
@@ -102,31 +101,6 @@ func (r *Runner) stop(k journal.Key) bool {
 func (r *Runner) cancelOf(k journal.Key) []byte {
 	e, _ := r.cfg.Journal.Lookup(k)
 	return e.Cancel
-}
-
-// finishQueued gives a cancelled command that waits for its turn its result at
-// once: the workers may be busy for hours. What was started before a crash has
-// leftovers, which a worker kills first.
-func (r *Runner) finishQueued(ctx context.Context, k journal.Key) {
-	e, ok := r.cfg.Journal.Lookup(k)
-	if !ok || e.Finished != nil || e.Starts > 0 {
-		return
-	}
-	r.mu.Lock()
-	i := slices.Index(r.queue, k)
-	if i >= 0 {
-		r.queue = slices.Delete(r.queue, i, i+1)
-	}
-	r.mu.Unlock()
-	if i < 0 {
-		return
-	}
-	if r.finish(ctx, &e, cancelledOutcome(""), nil); r.cancelOf(k) != nil {
-		r.mu.Lock() // there was no room on the disk: a worker tries it again
-		r.queue = append(r.queue, k)
-		r.mu.Unlock()
-		signal(r.wake)
-	}
 }
 
 // cancelUnmet remembers that a command which never came here was cancelled, and

@@ -29,10 +29,10 @@ func (r *Runner) Depart(ctx context.Context) (ended, left int) {
 	for _, stop := range r.running {
 		stop(errCancelled)
 	}
-	queued := slices.Clone(r.queue)
+	waiting := slices.AppendSeq(slices.Clone(r.queue), maps.Keys(r.staged))
 	r.mu.Unlock()
-	for _, k := range queued {
-		r.finishQueued(ctx, k)
+	for _, k := range waiting {
+		r.finishWaiting(ctx, k, cancelledOutcome(""))
 	}
 	for {
 		r.mu.Lock()

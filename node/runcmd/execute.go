@@ -72,6 +72,9 @@ func (r *Runner) execute(ctx, running context.Context, k journal.Key) {
 	if !ok || e.Finished != nil {
 		return
 	}
+	if by := r.startBy(k); by != 0 {
+		e.StartBy = by
+	}
 	t, j, err := r.revive(&e)
 	leftover := ""
 	if e.Starts > 0 {
@@ -97,16 +100,21 @@ func (r *Runner) execute(ctx, running context.Context, k journal.Key) {
 			r.finish(ctx, &e, cancelledOutcome(leftover), nil)
 			return
 		case courseLate:
-			r.finish(ctx, &e, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: lateReason(t, now)}, nil)
+			by := t.NotAfter
+			if t.Staged() {
+				by = e.StartBy
+			}
+			r.finish(ctx, &e, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: tooLate(by, now)}, nil)
 			return
 		case courseInterrupt:
 			r.finish(ctx, &e, Outcome{State: fleet.Interrupted, Code: -1, Reason: leftover}, nil)
 			return
 		case courseRun:
 			started := r.cfg.Now()
-			err := r.cfg.Journal.Start(k, started.UnixNano())
+			err := r.cfg.Journal.Start(k, started.UnixNano(), e.StartBy)
 			if err == nil {
 				e.Started = started.UnixNano()
+				r.begun(k)
 				r.run(ctx, running, &e, j)
 				return
 			}

@@ -24,6 +24,8 @@ const (
 	Done     State = 2 // it has a result
 	Refused  State = 3 // it is not run: by Result if that is set, else by Reason alone
 	NotReady State = 4 // it cannot be decided now: deliver it again
+	Staged   State = 5 // it is in the journal, and begins when its turn comes
+	NotHere  State = 6 // its turn has come, and this host does not have it
 )
 
 // ruling is what to do with a ticket that is genuine and names this host.
@@ -67,8 +69,10 @@ func judgeAdmission(known bool, admits error) (_ ruling, settled bool) {
 	return ruling{}, false
 }
 
-func lateReason(t *ticket.Ticket, now time.Time) string {
-	return fmt.Sprintf("it was to start by %s, it is %s", stamp(t.NotAfter), stamp(now.UnixNano()))
+func lateReason(t *ticket.Ticket, now time.Time) string { return tooLate(t.NotAfter, now) }
+
+func tooLate(by int64, now time.Time) string {
+	return fmt.Sprintf("it was to start by %s, it is %s", stamp(by), stamp(now.UnixNano()))
 }
 
 func stamp(ns int64) string { return time.Unix(0, ns).UTC().Format(time.RFC3339) }
@@ -89,6 +93,10 @@ const (
 // no command is started when it is too late for it.
 func steer(e *journal.Entry, t *ticket.Ticket, idempotent bool, now time.Time, known bool) course {
 	started := e.Starts > 0
+	startBy := t.NotAfter
+	if t.Staged() {
+		startBy = e.StartBy // later its place may be another host's
+	}
 	switch {
 	case e.Cancel != nil:
 		return courseCancelled
@@ -96,7 +104,7 @@ func steer(e *journal.Entry, t *ticket.Ticket, idempotent bool, now time.Time, k
 		return courseInterrupt
 	case !known, now.Before(time.Unix(0, t.NotBefore).Add(-Skew)):
 		return courseWait
-	case now.UnixNano() <= t.NotAfter:
+	case now.UnixNano() <= startBy:
 		return courseRun
 	case started:
 		return courseInterrupt

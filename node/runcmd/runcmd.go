@@ -15,6 +15,10 @@
 //   - What a voter's signed word cancelled does not start, and what it finds
 //     running is ended: the journal has it first, so that no crash brings it
 //     back. What had ended by itself keeps its result.
+//   - A staged command waits in the journal until a voter's signed word says that
+//     its turn has come, and begins by the time that stands there or never. The
+//     journal holds nothing of that word: what a crash took comes again, and
+//     whoever sends it asks until this host says that it began.
 //   - Everything is bounded: deliveries that wait, commands that run, output
 //     that is kept, results that wait for the quorum. What is over a bound is
 //     answered NotReady and comes again.
@@ -151,6 +155,7 @@ type Runner struct {
 	cfg  Config
 	dir  *os.Root
 	wake chan struct{} // a worker may find something in queue
+	more chan struct{} // there may be something new in staged
 	news chan struct{} // the reporter may find something in fresh
 	dead chan error    // the journal failed
 
@@ -159,6 +164,8 @@ type Runner struct {
 
 	mu         sync.Mutex // guards what follows
 	queue      []journal.Key
+	staged     map[journal.Key]int64                   // accepted, waiting for a Release until this time
+	turns      map[journal.Key]*turn                   // of what was released since this host started
 	running    map[journal.Key]context.CancelCauseFunc // out of the queue, with a worker
 	open       int                                     // accepted, without a result
 	fresh      []journal.Key                           // finished, the reporter has not seen them yet
@@ -193,13 +200,17 @@ func New(cfg Config) (*Runner, error) {
 	}
 	r := &Runner{
 		cfg: cfg, dir: dir,
-		wake: make(chan struct{}, 1), news: make(chan struct{}, 1), dead: make(chan error, 1),
-		running: map[journal.Key]context.CancelCauseFunc{},
+		wake: make(chan struct{}, 1), more: make(chan struct{}, 1), news: make(chan struct{}, 1), dead: make(chan error, 1),
+		staged: map[journal.Key]int64{}, turns: map[journal.Key]*turn{}, running: map[journal.Key]context.CancelCauseFunc{},
 	}
 	for _, e := range cfg.Journal.Entries() {
 		switch {
 		case e.Finished == nil:
-			r.queue = append(r.queue, e.Key)
+			if until, ok := waits(&e); ok {
+				r.staged[e.Key] = until
+			} else {
+				r.queue = append(r.queue, e.Key)
+			}
 			r.open++
 		case e.Acknowledged == 0 && e.Ticket != nil: // else: see cancelUnmet
 			r.fresh = append(r.fresh, e.Key)
@@ -259,6 +270,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { r.report(ctx) })
 	wg.Go(func() { r.keepHouse(ctx) })
+	wg.Go(func() { r.giveUpTurns(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -363,9 +375,13 @@ func (r *Runner) capable(t *ticket.Ticket, unfit error) ruling {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	waiting := len(r.queue)
+	if t.Staged() {
+		waiting = len(r.staged)
+	}
 	switch {
-	case len(r.queue) >= r.cfg.MaxQueue:
-		return ruling{state: NotReady, reason: fmt.Sprintf("%d commands wait for their turn on this host", len(r.queue))}
+	case waiting >= r.cfg.MaxQueue:
+		return ruling{state: NotReady, reason: fmt.Sprintf("%d commands wait for their turn on this host", waiting)}
 	case r.unreported >= maxUnreported:
 		return ruling{state: NotReady, reason: fmt.Sprintf("%d results of this host wait for the quorum", r.unreported)}
 	}
@@ -385,11 +401,16 @@ func (r *Runner) accept(t *ticket.Ticket, d Delivery) (Answer, error) {
 	if err := r.cfg.Journal.Accept(keyOf(t), acceptedOf(t, d, r.cfg.Now())); err != nil {
 		return r.notWritten(err)
 	}
-	r.cfg.Logger.Info("command accepted", "command", t.Command, "document", d.DocumentName)
+	r.cfg.Logger.Info("command accepted", "command", t.Command, "document", d.DocumentName, "staged", t.Staged())
 	r.mu.Lock()
-	r.queue = append(r.queue, keyOf(t))
+	defer r.mu.Unlock()
 	r.open++
-	r.mu.Unlock()
+	if t.Staged() {
+		r.staged[keyOf(t)] = t.NotAfter
+		signal(r.more)
+		return Answer{State: Staged}, nil
+	}
+	r.queue = append(r.queue, keyOf(t))
 	signal(r.wake)
 	return Answer{State: Accepted}, nil
 }
@@ -435,6 +456,8 @@ func (r *Runner) Query(command fleet.CommandID, attempt uint32) (Answer, bool) {
 	switch {
 	case !ok:
 		return Answer{}, false
+	case e.Finished == nil && e.Starts == 0 && e.Cancel == nil && ticket.IsStaged(e.Ticket):
+		return Answer{State: Staged}, true
 	case e.Finished == nil:
 		return Answer{State: Accepted}, true
 	}
@@ -540,6 +563,8 @@ func (r *Runner) finished(k journal.Key) {
 	r.fresh = append(r.fresh, k)
 	r.open--
 	r.unreported++
+	r.begunLocked(k)
+	delete(r.turns, k)
 	r.mu.Unlock()
 	signal(r.news)
 }

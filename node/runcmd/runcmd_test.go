@@ -510,7 +510,7 @@ func TestARestartOfTheHostIsTold(t *testing.T) {
 	if err := h.journal.Accept(commandKey(1), acceptedOf(&w.shell(1, "x").ticket, w.delivery(w.shell(1, "x")), w.begin)); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.journal.Start(commandKey(1), 1); err != nil {
+	if err := h.journal.Start(commandKey(1), 1, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.journal.Spawn(commandKey(1), journal.Spawned{PID: 99999, Start: 1, Boot: "an earlier one", Mark: "m"}); err != nil {

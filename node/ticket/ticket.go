@@ -95,6 +95,10 @@ func ForCommand(c *fleet.Command, fleetID fleet.ID, epoch uint32) *Ticket {
 // Staged reports whether the host waits for a Release before it begins.
 func (t *Ticket) Staged() bool { return t.Kind == KindStaged }
 
+// IsStaged reports whether a ticket, signed or not, that was read before is of a
+// staged command.
+func IsStaged(b []byte) bool { return len(b) > 1 && b[1] == KindStaged }
+
 // Bytes is the ticket's one encoding; nil if a field does not fit the layout,
 // which Parse refuses.
 func (t *Ticket) Bytes() []byte {
