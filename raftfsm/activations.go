@@ -10,6 +10,11 @@ func createActivation(s *step, e *entry.CreateActivation, op *fleet.Operator) (s
 	if err != nil {
 		return "", err
 	}
+	if req.Replaces != "" {
+		if err := s.replaceable(op, fleet.NodeID(req.Replaces)); err != nil {
+			return "", err
+		}
+	}
 	a, err := newActivation(fleet.ActivationID(e.ID), op.Name, s.stamp, req)
 	if err != nil {
 		return "", err
@@ -32,7 +37,7 @@ func newActivation(id fleet.ActivationID, op fleet.OperatorName, stamp int64,
 	return &fleet.Activation{
 		ID: id, Key: req.Key(), Limit: uint32(req.RegistrationLimit), Expires: expires,
 		Labels: entry.Labels(req.Tags), DefaultName: req.DefaultInstanceName, Description: req.Description,
-		Operator: op, Created: stamp,
+		Operator: op, Created: stamp, Replaces: fleet.NodeID(req.Replaces),
 	}, nil
 }
 

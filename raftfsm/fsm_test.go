@@ -397,6 +397,10 @@ func randomLog(w *world, seed uint64, n int) {
 		switch r.IntN(20) {
 		case 0:
 			activations++
+			if r.IntN(3) == 0 {
+				w.apply(w.createReplacing(activations, pick(hosts+1)))
+				break
+			}
 			w.apply(&entry.CreateActivation{Authority: w.authority("CreateActivation", uuid(activations),
 				activation(activations, int64(1+r.IntN(5)), entry.Tag{Key: "a", Value: fmt.Sprint(activations)}, entry.Tag{Key: "b", Value: "1"}))})
 		case 1:

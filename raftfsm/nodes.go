@@ -60,6 +60,11 @@ func enrol(s *step, e *entry.Enrol) (any, error) {
 	n := newNode(&p, a.DefaultName, s.stamp)
 	n.Labels = maps.Clone(a.Labels)
 	n.Index = s.index
+	if a.Replaces != "" {
+		if err := s.replace(a, n); err != nil {
+			return nil, err
+		}
+	}
 	s.PutNode(n)
 	s.PutRequest(&state.Request{Kind: entry.KindEnrol, Object: string(n.ID), Stamp: s.stamp, Request: e.Request})
 	return n, nil

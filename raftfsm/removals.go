@@ -93,9 +93,9 @@ func (s *step) removable(id fleet.NodeID) (*fleet.Node, error) {
 	return n, nil
 }
 
-// OfTheQuorum is the refusal to remove a host that decides.
+// OfTheQuorum is the refusal to remove or replace a host that decides.
 func OfTheQuorum(n *fleet.Node) error {
-	return fleet.Errorf(fleet.Conflict, "%s (%s) is of the quorum: it cannot leave the fleet or be removed", n.Name, n.ID).
+	return fleet.Errorf(fleet.Conflict, "%s (%s) is of the quorum: it cannot leave the fleet, be removed or be replaced", n.Name, n.ID).
 		WithHint("this release does not take hosts out of the quorum")
 }
 
@@ -109,6 +109,9 @@ const (
 	reasonRemovedWithin = "the host was removed from the fleet before its result came"
 	reasonLeftBefore    = "the host left the fleet before it was known to have begun the command"
 	reasonLeftWithin    = "the host left the fleet before its result came"
+
+	reasonReplacedBefore = "the host was replaced by another before it was known to have the command"
+	reasonReplacedWithin = "the host was replaced by another before its result came"
 )
 
 // remove takes a node out of the fleet. Whatever was still open on it ends: no
@@ -116,7 +119,10 @@ const (
 func (s *step) remove(r *fleet.Removal) {
 	s.RemoveNode(r)
 	before, within := reasonRemovedBefore, reasonRemovedWithin
-	if r.Operator == "" {
+	switch {
+	case r.ReplacedBy != "":
+		before, within = reasonReplacedBefore, reasonReplacedWithin
+	case r.Operator == "":
 		before, within = reasonLeftBefore, reasonLeftWithin
 	}
 	for _, c := range s.OpenCommands() {

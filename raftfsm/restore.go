@@ -22,7 +22,7 @@ import (
 func (f *FSM) Restore(from io.ReadCloser) error {
 	defer from.Close()
 	old := f.Store()
-	r := &restorer{store: state.New(), old: old.Snapshot(), objects: map[proofID]objectID{}}
+	r := &restorer{store: state.New(), old: old.Snapshot(), objects: map[proofID]objectID{}, names: map[fleet.NodeID]*string{}}
 	r.step = &step{Txn: r.store.Write(), fleet: f.fleet}
 	defer r.step.Abort()
 	if err := r.run(from); err != nil {
@@ -46,6 +46,8 @@ type restorer struct {
 	hasOperator bool // the first one was read
 	genesis     *identity.GenesisPayload
 	objects     map[proofID]objectID // what each proof made, here and in old
+
+	names map[fleet.NodeID]*string // what named found; nil while it looks
 }
 
 // tables says how the rows of each table come back, in the order in which they
@@ -170,6 +172,9 @@ func (r *restorer) checkWhole() error {
 		if s.Removal(known.Node.ID) == nil {
 			return fmt.Errorf("%s, and it knows nothing of that", state.RemovedText(known))
 		}
+	}
+	if err := r.checkReplacements(); err != nil {
+		return err
 	}
 	for _, c := range s.Commands(0, "") {
 		if err := r.checkCounts(c); err != nil {
@@ -305,8 +310,11 @@ func (r *restorer) loadRequest(row *state.Request) error {
 	}
 	switch row.Kind {
 	case entry.KindCreateActivation, entry.KindSendCommand, entry.KindRemoveNode, entry.KindRenameNode, entry.KindPutTarget, entry.KindCancelCommand:
-		p, _, err := authorize(r.step.View, r.operatorAt(row.Stamp), row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
+		p, op, err := authorize(r.step.View, r.operatorAt(row.Stamp), row.Kind.Operation(), row.Stamp, row.Request, row.Proof)
 		if err != nil {
+			return err
+		}
+		if err := checkMayReplace(row, op); err != nil {
 			return err
 		}
 		if err := r.once(proofID{p.Key, p.Nonce}, objectID{row.Kind, row.Object}); err != nil {
@@ -405,18 +413,14 @@ func (r *restorer) loadNode(row *fleet.Node) error {
 // checkNode verifies the row of a host that is, or was, of the fleet.
 func (r *restorer) checkNode(row *fleet.Node) error {
 	want := &fleet.Node{}
+	var err error
 	if row.Activation == "" {
 		*want = r.genesis.Node
-	} else {
-		var err error
-		if want, err = r.enrolled(row.ID); err != nil {
-			return err
-		}
-	}
-	if name, ok, err := r.renamed(row.ID); err != nil {
+	} else if want, err = r.enrolled(row.ID); err != nil {
 		return err
-	} else if ok {
-		want.Name = name
+	}
+	if want.Name, err = r.named(want); err != nil {
+		return err
 	}
 	want.Address, want.AddressEpoch, want.Labels, want.Index = row.Address, row.AddressEpoch, row.Labels, row.Index
 	if err := same("node", string(row.ID), row, want); err != nil {
@@ -449,13 +453,23 @@ func (r *restorer) loadRemoval(row *fleet.Removal) error {
 	if votes(r.step.Trust(), id) {
 		return fmt.Errorf("node %s is removed, and trust.json says that it votes", id)
 	}
-	if row.Operator == "" {
-		if err := r.checkLeave(row); err != nil {
-			return err
-		}
-		r.step.PutRemoval(row)
-		return nil
+	check := r.checkRemoved
+	switch {
+	case row.ReplacedBy != "":
+		check = r.checkReplaced
+	case row.Operator == "":
+		check = r.checkLeave
 	}
+	if err := check(row); err != nil {
+		return err
+	}
+	r.step.PutRemoval(row)
+	return nil
+}
+
+// checkRemoved verifies that an operator asked for a removal.
+func (r *restorer) checkRemoved(row *fleet.Removal) error {
+	id := row.Node.ID
 	ev, op, err := r.signedBy(entry.KindRemoveNode, string(id))
 	if err != nil {
 		return err
@@ -467,7 +481,6 @@ func (r *restorer) loadRemoval(row *fleet.Removal) error {
 	if req.InstanceId != string(id) || op != row.Operator || ev.Stamp != row.At {
 		return fmt.Errorf("the removal of node %s is not what was signed for it", id)
 	}
-	r.step.PutRemoval(row)
 	return nil
 }
 
@@ -525,7 +538,9 @@ func (r *restorer) enrolled(id fleet.NodeID) (*fleet.Node, error) {
 	if ev.Stamp < activation.Stamp || ev.Stamp >= expires {
 		return nil, fmt.Errorf("node %s enrolled when activation %s was not valid", id, p.Activation)
 	}
-	return newNode(&p, areq.DefaultInstanceName, ev.Stamp), nil
+	n := newNode(&p, areq.DefaultInstanceName, ev.Stamp)
+	n.Replaces = fleet.NodeID(areq.Replaces)
+	return n, nil
 }
 
 func (r *restorer) loadContent(row *bytesRow) error {

@@ -76,6 +76,14 @@ func fullWorld(tb testing.TB) *world {
 	w.now += second
 	w.must(w.release(7, 0, 2))
 	w.must(w.results(w.command(7), fleet.Invocation{Index: 0, State: fleet.InProgress, Code: -1}))
+	w.createActivation(4, 1, entry.Tag{Key: "role", Value: "db"})
+	w.must(w.join(4, 6))
+	w.must(w.rename(6, "db1"))
+	w.must(w.createReplacing(5, 6))
+	w.must(w.join(5, 7))
+	w.must(w.createReplacing(6, 7))
+	w.must(w.join(6, 8))
+	w.must(w.createReplacing(7, 8))
 	return w
 }
 

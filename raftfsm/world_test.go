@@ -237,6 +237,18 @@ func (w *world) createActivation(n int, limit int64, tags ...entry.Tag) *fleet.A
 	return w.must(e).(*fleet.Activation)
 }
 
+// replacing is a request for the activation number n, whose host replaces the
+// host old.
+func replacing(n, old int) entry.CreateActivationV1 {
+	public := code(n).Key().Public()
+	return entry.CreateActivationV1{PublicKey: base64.StdEncoding.EncodeToString(public[:]), Replaces: string(nodeID(old))}
+}
+
+func (w *world) createReplacing(n, old int) *entry.CreateActivation {
+	w.tb.Helper()
+	return &entry.CreateActivation{Authority: w.authority("CreateActivation", uuid(n), replacing(n, old))}
+}
+
 // join is the join request of host n with the activation a.
 func (w *world) join(a, n int) *entry.Enrol {
 	w.tb.Helper()

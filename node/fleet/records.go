@@ -17,9 +17,10 @@ type Node struct {
 	// select a host. Nil when there are none.
 	Labels map[string]string `msgpack:"l,omitempty"`
 
-	Activation ActivationID `msgpack:"x,omitempty"` // empty for the first host
-	Enrolled   int64        `msgpack:"e"`           // stamp
-	Index      uint64       `msgpack:"ix"`          // log index of the last change
+	Activation ActivationID `msgpack:"x,omitempty"`  // empty for the first host
+	Replaces   NodeID       `msgpack:"rp,omitempty"` // whose place it took when it enrolled; empty for most
+	Enrolled   int64        `msgpack:"e"`            // stamp
+	Index      uint64       `msgpack:"ix"`           // log index of the last change
 }
 
 // Removal is the decided row of a host that is of the fleet no more. It stays
@@ -28,7 +29,12 @@ type Removal struct {
 	Node     Node         `msgpack:"n"`           // its row as it was at the end
 	At       int64        `msgpack:"t"`           // stamp
 	Operator OperatorName `msgpack:"o,omitempty"` // who asked for it; empty when the host itself left
-	Index    uint64       `msgpack:"ix"`          // log index of the removal
+
+	// ReplacedBy is the host that enrolled in its place, with an activation of
+	// Operator's; empty for a host whose place nobody took.
+	ReplacedBy NodeID `msgpack:"rb,omitempty"`
+
+	Index uint64 `msgpack:"ix"` // log index of the removal
 }
 
 // Operator is the decided row of a person or program that may sign requests.
@@ -55,6 +61,7 @@ type Activation struct {
 	Description string            `msgpack:"s,omitempty"`
 	Operator    OperatorName      `msgpack:"o"`
 	Created     int64             `msgpack:"c"`
+	Replaces    NodeID            `msgpack:"r,omitempty"` // whose place the host takes that enrols with it; empty: none's
 }
 
 // Target is one selector of a command, as SSM's: Key is "InstanceIds" (or

@@ -91,6 +91,7 @@ type NodeView struct {
 	LastPing     Instant           `json:"LastPing,omitempty"`
 	AgentVersion string            `json:"AgentVersion,omitempty"`
 	ActivationId ActivationID      `json:"ActivationId,omitempty"`
+	Replaces     NodeID            `json:"Replaces,omitempty"` // whose place it took when it enrolled
 	Enrolled     Instant           `json:"Enrolled"`
 	Warnings     []string          `json:"Warnings,omitempty"`
 	Removed      *RemovedView      `json:"Removed,omitempty"` // of a host that is of the fleet no more
@@ -115,6 +116,10 @@ type RenameNodeResult struct{}
 type RemovedView struct {
 	At       Instant      `json:"At"`
 	Operator OperatorName `json:"Operator,omitempty"` // who removed it; empty when it left by itself
+
+	// ReplacedBy is the host that took its place, with an activation of
+	// Operator's; absent when none did.
+	ReplacedBy NodeID `json:"ReplacedBy,omitempty"`
 }
 
 // How the quorum calls a host.

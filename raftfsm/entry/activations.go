@@ -48,6 +48,10 @@ type CreateActivationV1 struct {
 	ExpirationDate      float64 `json:"ExpirationDate,omitempty"`      // Unix seconds, as SSM's; absent or 0 is a day
 	Tags                []Tag   `json:"Tags,omitempty"`                // become the labels of each host
 	PublicKey           string  `json:"PublicKey"`                     // Ed25519, standard base64; its seed is the code
+
+	// Replaces is the ID of a node whose place the host takes that enrols: its
+	// name and its labels. The node is removed in the same entry.
+	Replaces string `json:"Replaces,omitempty"`
 }
 
 // ParseCreateActivation reads the request of a CreateActivation. Its defaults
@@ -78,6 +82,18 @@ func (r *CreateActivationV1) check() error {
 	}
 	if _, err := decodeKey(r.PublicKey); err != nil {
 		return err
+	}
+	if r.Replaces == "" {
+		return nil
+	}
+	if err := checkInstance(r.Replaces); err != nil {
+		return err
+	}
+	if r.RegistrationLimit != 1 {
+		return invalidf(validation, "RegistrationLimit %d with Replaces: one host takes the place of one", r.RegistrationLimit)
+	}
+	if r.DefaultInstanceName != "" || len(r.Tags) > 0 {
+		return invalidf(validation, "Replaces excludes DefaultInstanceName and Tags: the host gets the name and the labels of the one that it replaces")
 	}
 	return nil
 }

@@ -43,6 +43,9 @@ func Removed(r *fleet.Removal) error {
 // RemovedText says what became of a node.
 func RemovedText(r *fleet.Removal) string {
 	at := time.Unix(0, r.At).UTC().Format(time.RFC3339)
+	if r.ReplacedBy != "" {
+		return "node " + string(r.Node.ID) + " (" + r.Node.Name + ") was replaced by node " + string(r.ReplacedBy) + " at " + at
+	}
 	if r.Operator == "" {
 		return "node " + string(r.Node.ID) + " (" + r.Node.Name + ") left the fleet by itself at " + at
 	}
