@@ -44,6 +44,7 @@ func describeActivations(_ context.Context, c *call, store *state.Store,
 			RegistrationLimit: int(a.Limit), RegistrationsCount: int(a.Used),
 			ExpirationDate: ssm.TimeOf(a.Expires), Expired: a.Expires <= now,
 			CreatedDate: ssm.TimeOf(a.Created), Tags: tagsOf(a.Labels),
+			Replaces: string(a.Replaces), ReplacesName: nameOf(store, a.Replaces),
 		})
 	}
 	return result, nil

@@ -72,7 +72,7 @@ func (s *said) view(n *fleet.Node) fleet.NodeView {
 	v := fleet.NodeView{
 		InstanceId: n.ID, Name: n.Name, PublicKey: n.Key[:], Address: n.Address, Labels: n.Labels,
 		Role: s.role(n.ID), Leader: s.quorum.Leader == n.ID, PingStatus: s.ping(n.ID),
-		ActivationId: n.Activation, Enrolled: fleet.InstantOf(n.Enrolled),
+		ActivationId: n.Activation, Replaces: n.Replaces, Enrolled: fleet.InstantOf(n.Enrolled),
 	}
 	v.Reach, v.ReachVia = s.reach(n.ID)
 	if seen, ok := s.seen[n.ID]; ok {
@@ -124,7 +124,7 @@ func describeNodes(ctx context.Context, c *call, store *state.Store,
 	if req.Removed && len(req.PingStatus) > 0 {
 		return nil, fleet.CodeErrorf(fleet.Invalid, ssm.ValidationException, "Removed and PingStatus exclude each other")
 	}
-	all := registry{node: store.Node, named: store.NodesByName, list: store.Nodes}
+	all := registry{node: store.Node, named: store.NodesByName, list: store.Nodes, gone: store.Removal}
 	if req.Removed {
 		all, req.Brief = removedNodes(store), true // nothing is said about them any more
 	}
@@ -170,6 +170,7 @@ type registry struct {
 	node  func(fleet.NodeID) *fleet.Node
 	named func(string) []*fleet.Node
 	list  func() []*fleet.Node
+	gone  func(fleet.NodeID) *fleet.Removal // nil: it lists those that are gone
 }
 
 // removedNodes is the rows of the hosts that are of the fleet no more, as they
@@ -199,7 +200,7 @@ func removedNodes(store *state.Store) registry {
 }
 
 func removedView(r *fleet.Removal) *fleet.RemovedView {
-	return &fleet.RemovedView{At: fleet.InstantOf(r.At), Operator: r.Operator}
+	return &fleet.RemovedView{At: fleet.InstantOf(r.At), Operator: r.Operator, ReplacedBy: r.ReplacedBy}
 }
 
 // nameOf is the name of a host that is, or was, of the fleet.
@@ -243,6 +244,9 @@ func namedNodes(in registry, names []string) ([]*fleet.Node, error) {
 		if id, err := fleet.ParseNodeID(name); err == nil {
 			if n := in.node(id); n != nil {
 				matches = append(matches, n)
+			} else if in.gone != nil && in.gone(id) != nil {
+				return nil, fleet.CodeErrorf(fleet.NotFound, ssm.InvalidInstanceId, "%s", state.RemovedText(in.gone(id))).
+					WithHint("what is known of it: fleet node show %s", id)
 			}
 		} else {
 			matches = in.named(name)

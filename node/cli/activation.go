@@ -34,9 +34,16 @@ func (e *env) activationCommand() *cli.Command {
 				Description: `The token is shown once. Whoever has it can enrol as many hosts as --limit
 says, until --expires. The hosts get the labels.
 
+With --replaces, the one host that joins with it takes the place of NODE: its
+name and its labels. In the same moment NODE is of the fleet no more, as after
+"fleet node rm"; until then nothing changes for it. What ran on it stays with
+its ID. A host of the quorum is not replaced. It needs the right to remove hosts
+as well, DeregisterManagedInstance.
+
 Examples:
   fleet activation create --limit 2 --label env=prod --token-file t
   fleet activation create --expires 2h --name web3
+  fleet activation create --replaces web7 --token-file t
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags([]cli.Flag{
@@ -45,6 +52,7 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 					&cli.StringSliceFlag{Name: "label", Aliases: []string{"l"},
 						Usage: "each host gets the label `KEY=VALUE`; may be repeated"},
 					&cli.StringFlag{Name: "name", Usage: "`NAME` of a host that gives none"},
+					&cli.StringFlag{Name: "replaces", Usage: "the host that joins takes the place of `NODE`, which is then of the fleet no more"},
 					&cli.StringFlag{Name: "description", Usage: "`TEXT` that is kept with it"},
 					&cli.StringSliceFlag{Name: "address",
 						Usage: "`IP:PORT` that joining hosts should ask, instead of the quorum's; may be repeated"},
@@ -60,13 +68,21 @@ Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
 				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
 			}, 0, 0, e.activationLs),
 			leaf(&cli.Command{
+				Name: "show", Aliases: []string{"get"}, ArgsUsage: "ACTIVATION", Usage: "show one activation",
+				Description: `Example:
+  fleet activation show 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
+
+Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
+				Flags: flags(outputFlag(), staleFlag(), clientFlags(), timeoutFlag()),
+			}, 1, 1, e.activationShow),
+			leaf(&cli.Command{
 				Name: "rm", Aliases: []string{"delete"}, ArgsUsage: "ACTIVATION...",
 				Usage: "end activations; hosts that joined with them stay",
 				Description: `Example:
   fleet activation rm 6d5f0c9e-2b1f-4d39-9f2e-6a1c4f6f1d0b
 
 Exit codes: 0 done, 1 the request failed, 3 no quorum, 4 not allowed, 64 usage`,
-				Flags: flags(clientFlags(), timeoutFlag()),
+				Flags: flags(outputFlag(), clientFlags(), timeoutFlag()),
 			}, 1, -1, e.activationRm),
 		},
 	}
@@ -94,6 +110,12 @@ func (e *env) activationCreate(c *cli.Context) error {
 		return err
 	}
 	defer api.Close()
+
+	replaced, err := e.replaced(c, api)
+	if err != nil {
+		return err
+	}
+	req.Replaces = string(replaced.InstanceId)
 
 	// All that can fail comes before the activation exists.
 	token, err := newToken(c, api, code)
@@ -127,7 +149,24 @@ func (e *env) activationCreate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if replaced.InstanceId != "" {
+		fmt.Fprintf(e.err, "the host that joins with it takes the place of %s (%s), which is then of the fleet no more\n",
+			escapeCell(replaced.Name), replaced.InstanceId)
+	}
 	return e.printActivation(c, created, token, path)
+}
+
+// replaced is the host that --replaces names; the zero value when it is not
+// given.
+func (e *env) replaced(c *cli.Context, api *client.Client) (fleet.NodeView, error) {
+	if c.String("replaces") == "" {
+		return fleet.NodeView{}, nil
+	}
+	n, err := oneNode(c, api, c.String("replaces"), true)
+	if err != nil {
+		return fleet.NodeView{}, err
+	}
+	return *n, nil
 }
 
 func (e *env) activationRequest(c *cli.Context) (*ssm.CreateActivationRequest, error) {
@@ -141,6 +180,17 @@ func (e *env) activationRequest(c *cli.Context) (*ssm.CreateActivationRequest, e
 	limit := c.Int("limit")
 	if limit < 1 || limit > 1000 {
 		return nil, usagef("--limit %d is not between 1 and 1000", limit)
+	}
+	if c.IsSet("replaces") {
+		if c.String("replaces") == "" {
+			return nil, usagef("--replaces names no host")
+		}
+		if limit != 1 {
+			return nil, usagef("--limit %d and --replaces exclude each other: one host takes the place of one", limit)
+		}
+		if len(c.StringSlice("label")) > 0 || c.String("name") != "" {
+			return nil, usagef("--replaces excludes --label and --name: the host gets the name and the labels of the one that it replaces")
+		}
 	}
 	req := &ssm.CreateActivationRequest{
 		RegistrationLimit: limit, DefaultInstanceName: c.String("name"), Description: c.String("description"),
@@ -255,17 +305,62 @@ func (e *env) activationLs(c *cli.Context) error {
 		ids = append(ids, a.ActivationId)
 	}
 	return e.print(c, result{value: all, names: ids, table: func(w io.Writer) {
-		t := newTable("ACTIVATION", "USED", "EXPIRES", "NAME", "LABELS", "DESCRIPTION")
+		t := newTable("ACTIVATION", "USED", "EXPIRES", "NAME", "LABELS", "REPLACES", "DESCRIPTION")
 		for _, a := range all.ActivationList {
-			labels := map[string]string{}
-			for _, tag := range a.Tags {
-				labels[tag.Key] = tag.Value
-			}
-			t.add(a.ActivationId, fmt.Sprintf("%d/%d", a.RegistrationsCount, a.RegistrationLimit),
-				until(e.now(), fleet.Instant(a.ExpirationDate)), a.DefaultInstanceName, labelText(labels), a.Description)
+			t.add(a.ActivationId, usedText(a), until(e.now(), fleet.Instant(a.ExpirationDate)), a.DefaultInstanceName,
+				labelText(labelsOf(a.Tags)), firstOf(a.ReplacesName, a.Replaces), a.Description)
 		}
 		t.write(w)
 	}})
+}
+
+func usedText(a ssm.Activation) string {
+	return fmt.Sprintf("%d/%d", a.RegistrationsCount, a.RegistrationLimit)
+}
+
+func labelsOf(tags []ssm.Tag) map[string]string {
+	labels := map[string]string{}
+	for _, tag := range tags {
+		labels[tag.Key] = tag.Value
+	}
+	return labels
+}
+
+func (e *env) activationShow(c *cli.Context) error {
+	id, err := fleet.ParseActivationID(c.Args().First())
+	if err != nil {
+		return err
+	}
+	api, err := e.connect(c)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	var page ssm.DescribeActivationsResult
+	err = api.Call(c.Context, "DescribeActivations", ssm.DescribeActivationsRequest{
+		Filters: []ssm.DescribeActivationsFilter{{FilterKey: "ActivationIds", FilterValues: []string{string(id)}}},
+	}, &page)
+	if err != nil {
+		return err
+	}
+	if len(page.ActivationList) != 1 {
+		return fleet.Errorf(fleet.NotFound, "there is no activation %s", id).WithHint("it may have been ended; see: fleet activation ls")
+	}
+	a := page.ActivationList[0]
+	return e.print(c, result{value: a, names: []string{a.ActivationId}, table: func(w io.Writer) {
+		replaces := a.Replaces
+		if a.ReplacesName != "" {
+			replaces = fmt.Sprintf("%s (%s)", a.ReplacesName, a.Replaces)
+		}
+		properties(w, "activation", a.ActivationId, "used", usedText(a), "created", date(fleet.Instant(a.CreatedDate)),
+			"expires", date(fleet.Instant(a.ExpirationDate))+", "+until(e.now(), fleet.Instant(a.ExpirationDate)), "name", a.DefaultInstanceName,
+			"labels", labelText(labelsOf(a.Tags)), "replaces", replaces, "description", a.Description)
+	}})
+}
+
+// endedActivations is what activation rm prints as JSON.
+type endedActivations struct {
+	ActivationIds []string `json:"ActivationIds"`
 }
 
 func (e *env) activationRm(c *cli.Context) error {
@@ -274,16 +369,27 @@ func (e *env) activationRm(c *cli.Context) error {
 			return err
 		}
 	}
+	if err := checkForm(c); err != nil {
+		return err
+	}
 	api, err := e.connect(c)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
+	ended := endedActivations{ActivationIds: []string{}}
 	for _, id := range c.Args().Slice() {
 		if err := api.Call(c.Context, "DeleteActivation", ssm.DeleteActivationRequest{ActivationId: id}, nil); err != nil {
+			for _, done := range ended.ActivationIds { // what is done is done
+				fmt.Fprintf(e.err, "activation %s ended\n", done)
+			}
 			return err
 		}
-		fmt.Fprintf(e.err, "activation %s ended\n", id)
+		ended.ActivationIds = append(ended.ActivationIds, id)
 	}
-	return nil
+	return e.print(c, result{value: ended, names: ended.ActivationIds, table: func(w io.Writer) {
+		for _, id := range ended.ActivationIds {
+			fmt.Fprintf(w, "activation %s ended\n", id)
+		}
+	}})
 }

@@ -20,6 +20,8 @@ func (e *env) joinCommand() *cli.Command {
 		Description: `The token comes from --token-file, from FLEET_TOKEN, or is asked for: an
 argument would be seen by every user of this host. When the host is enrolled,
 the service is installed and started, and join returns when the agent is ready.
+With a token of "fleet activation create --replaces" the host takes the name of
+the one that it replaces.
 
 --rejoin gives a host that was off until its certificate ended a new one, for the
 key, ID and name that it has; it needs no token, and asks the quorum hosts that
@@ -86,6 +88,13 @@ func (e *env) join(c *cli.Context) error {
 	}
 	fmt.Fprintf(e.out, "fleet       %s  %s\n", escapeCell(r.Name), r.Fleet)
 	fmt.Fprintf(e.out, "node        %s  %s  at %s\n", escapeCell(r.NodeName), r.Node, address)
+	if r.Replaces != "" {
+		fmt.Fprintf(e.out, "replaces    %s, which is of the fleet no more\n", r.Replaces)
+		if opts.NodeName != "" && opts.NodeName != r.NodeName {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("it is called %s, as the host that it replaces, and not %s; to give it another name: fleet node rename %s NAME",
+				r.NodeName, opts.NodeName, r.Node))
+		}
+	}
 	if plan != nil {
 		_, logs := plan.manager.Commands()
 		fmt.Fprintf(e.out, "config      %s   data %s   logs %s\n", plan.spec.Config, cfg.DataDir, logs)

@@ -264,7 +264,7 @@ func (e *env) nodeShow(c *cli.Context) error {
 	return e.print(c, result{value: n, names: []string{string(n.InstanceId)}, table: func(w io.Writer) {
 		properties(w, "name", n.Name, "ID", string(n.InstanceId), "role", roleText(n.Role, n.Leader), "status", n.PingStatus,
 			"heard", ago(e.now(), n.LastPing), "reach", reachText(n.Reach, string(n.ReachVia)), "address", n.Address, "version", n.AgentVersion, "labels", labelText(n.Labels),
-			"enrolled", date(n.Enrolled), "activation", string(n.ActivationId), "warnings", strings.Join(n.Warnings, " "))
+			"enrolled", date(n.Enrolled), "activation", string(n.ActivationId), "replaces", string(n.Replaces), "warnings", strings.Join(n.Warnings, " "))
 	}})
 }
 

@@ -18,7 +18,9 @@ func (e *env) nodeRmCommand() *cli.Command {
 		Description: `The registry forgets the host, every quorum host closes its connections, and
 its key never counts again. What was open on it ends, as Undeliverable or
 Interrupted. To bring the machine back, let it join as a new node, with a new
-activation: "fleet join" in its data directory makes another key.
+activation: "fleet join" in its data directory makes another key. To have another
+machine take its place, name and labels, leave it and make an activation with
+"fleet activation create --replaces".
 Hosts of the quorum cannot be removed. A host that goes by itself says so with
 "fleet leave".
 
@@ -105,7 +107,10 @@ func (e *env) removedTable(w io.Writer, nodes []fleet.NodeView) {
 }
 
 func removedBy(r *fleet.RemovedView) string {
-	if r.Operator == "" {
+	switch {
+	case r.ReplacedBy != "":
+		return string(r.Operator) + ", replaced by " + string(r.ReplacedBy)
+	case r.Operator == "":
 		return "itself"
 	}
 	return string(r.Operator)
@@ -127,6 +132,6 @@ func (e *env) showRemoved(c *cli.Context, api *client.Client, name string, notFo
 	}
 	return e.print(c, result{value: n, names: []string{string(n.InstanceId)}, table: func(w io.Writer) {
 		properties(w, "name", n.Name, "ID", string(n.InstanceId), "removed", date(n.Removed.At)+" by "+removedBy(n.Removed),
-			"address", n.Address, "labels", labelText(n.Labels), "enrolled", date(n.Enrolled), "activation", string(n.ActivationId))
+			"address", n.Address, "labels", labelText(n.Labels), "enrolled", date(n.Enrolled), "activation", string(n.ActivationId), "replaces", string(n.Replaces))
 	}})
 }

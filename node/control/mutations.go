@@ -56,7 +56,11 @@ func decideEntry[T any](ctx context.Context, c *Control, body entry.Body) (T, er
 }
 
 func (c *Control) createActivation(ctx context.Context, body, proof []byte) ([]byte, error) {
-	if _, err := entry.ParseCreateActivation(body); err != nil {
+	req, err := entry.ParseCreateActivation(body)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.refuseMember(fleet.NodeID(req.Replaces)); err != nil {
 		return nil, err
 	}
 	a, err := c.creation(body, proof)
@@ -169,9 +173,13 @@ func (c *Control) enrol(ctx context.Context, request []byte) ([]byte, error) {
 			return nil, a.Err
 		}
 		return encodeNode(row)
-	} else if row == nil && p.Name == "" {
-		// Its ID would become its name: the host knows a better one.
-		if a := c.cfg.FSM.Store().Activation(p.Activation); a != nil && a.DefaultName == "" {
+	} else if a := c.cfg.FSM.Store().Activation(p.Activation); row == nil && a != nil {
+		if a.Replaces != "" {
+			if err := c.refuseMember(a.Replaces); err != nil {
+				return nil, err
+			}
+		} else if p.Name == "" && a.DefaultName == "" {
+			// Its ID would become its name: the host knows a better one.
 			return nil, fleet.CodeErrorf(fleet.Invalid, fleet.CodeNoNodeName, "the host gives no name, and activation %s has none", a.ID).
 				WithHint("name the host: --node-name NAME")
 		}
@@ -179,6 +187,9 @@ func (c *Control) enrol(ctx context.Context, request []byte) ([]byte, error) {
 	node, err := decideEntry[*fleet.Node](ctx, c, body)
 	if err != nil {
 		return nil, err
+	}
+	if node.Replaces != "" {
+		c.cfg.Logger.Info("node replaced", "node", node.Replaces, "name", node.Name, "by", node.ID)
 	}
 	return encodeNode(node)
 }

@@ -10,6 +10,7 @@ import (
 	"fleet/node"
 	"fleet/node/enrol"
 	"fleet/node/fleet"
+	"fleet/node/identity"
 	"fleet/node/ssm"
 )
 
@@ -79,6 +80,59 @@ func TestRemovedHost(t *testing.T) {
 	r, err := enrol.Join(t.Context(), enrol.JoinOptions{DataDir: dir, Token: token, NodeName: "back", Advertise: gone.Address()})
 	if err != nil || r.Node == gone.ID() {
 		t.Errorf("join as a new host: %+v, %v", r, err)
+	}
+}
+
+// TestReplacedHost puts a new machine in the place of a host that runs a
+// command: the old one is shut out as if it had been removed, the new one is
+// called and labelled like it, and what ran on the old one can be read.
+func TestReplacedHost(t *testing.T) {
+	f := startFleet(t, 4, 3)
+	s := &scene{Fleet: f, dir: t.TempDir()}
+	s.connect(t)
+	old := s.host("node04")
+	s.call(t, "AddTagsToResource", ssm.AddTagsToResourceRequest{ResourceType: ssm.ResourceManagedInstance, ResourceId: string(old.ID()),
+		Tags: []ssm.Tag{{Key: "role", Value: "db"}}}, nil)
+	id := s.send(t, s.sign(t, "SendCommand", s.script("echo begun; sleep 600", old.ID())))
+	await(t, "the host runs the command", func() bool { return s.states(t, id)[old.ID()] == "InProgress" })
+
+	code, err := identity.NewCode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := f.token(t.Context(), s.client, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := code.Key().Public()
+	var made ssm.CreateActivationResult
+	s.call(t, "CreateActivation", ssm.CreateActivationRequest{PublicKey: key[:], Replaces: string(old.ID())}, &made)
+	token.Activation, token.Code = fleet.ActivationID(made.ActivationId), code
+	r, err := enrol.Join(t.Context(), enrol.JoinOptions{DataDir: filepath.Join(t.TempDir(), "new"), Token: token, Advertise: "127.0.0.1:9"})
+	if err != nil || r.NodeName != "node04" || r.Replaces != old.ID() || r.Node == old.ID() {
+		t.Fatalf("join: %+v, %v", r, err)
+	}
+	await(t, "its invocation ended, as Interrupted", func() bool {
+		return s.states(t, id)[old.ID()] == "Failed the host was replaced by another before its result came"
+	})
+	await(t, "the old host says that it was replaced", func() bool {
+		return slices.ContainsFunc(old.LocalStatus().Warnings, func(w fleet.Warning) bool {
+			return w.Code == node.WarnRemoved && strings.Contains(w.Message, "was replaced by node "+string(r.Node))
+		})
+	})
+	var listed fleet.DescribeNodesResult
+	s.call(t, "DescribeNodes", fleet.DescribeNodesRequest{Nodes: []string{"node04"}}, &listed)
+	if len(listed.Nodes) != 1 || listed.Nodes[0].InstanceId != r.Node || listed.Nodes[0].Replaces != old.ID() || listed.Nodes[0].Labels["role"] != "db" {
+		t.Errorf("node04 is %+v", listed.Nodes)
+	}
+	s.call(t, "DescribeNodes", fleet.DescribeNodesRequest{Removed: true}, &listed)
+	if len(listed.Nodes) != 1 || listed.Nodes[0].Removed == nil || listed.Nodes[0].Removed.ReplacedBy != r.Node {
+		t.Errorf("removed: %+v", listed.Nodes)
+	}
+	var invocation ssm.GetCommandInvocationResult
+	s.call(t, "GetCommandInvocation", ssm.GetCommandInvocationRequest{CommandId: string(id), InstanceId: string(old.ID())}, &invocation)
+	if invocation.StatusDetails != "Interrupted" {
+		t.Errorf("the command of the old host: %+v", invocation)
 	}
 }
 

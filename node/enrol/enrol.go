@@ -60,6 +60,7 @@ type answer struct {
 	GossipKeys  [][]byte `msgpack:"gk,omitempty"`
 	NodeRecord  []byte   `msgpack:"re,omitempty"`
 	Twins       []string `msgpack:"tw,omitempty"` // IDs of other hosts with this name, at most maxTwins
+	Replaces    string   `msgpack:"rp,omitempty"` // ID of the host whose place the joiner took
 	Origin      int64    `msgpack:"or,omitempty"` // stamp before which no command can be new to the joiner
 }
 

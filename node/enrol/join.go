@@ -48,6 +48,7 @@ type JoinResult struct {
 	Name        string
 	Node        fleet.NodeID
 	NodeName    string
+	Replaces    fleet.NodeID // whose place this host took; empty for none
 	Quorum      []Peer
 	ClockOffset time.Duration // of the fleet's clock from this host's
 	Warnings    []string      // for a person
@@ -304,6 +305,9 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 		}
 	}
 	r := &JoinResult{Fleet: trust.Fleet, Name: a.FleetName, Node: peer.Node, NodeName: a.NodeName, Quorum: peers, ClockOffset: offset}
+	if id, err := fleet.ParseNodeID(a.Replaces); err == nil {
+		r.Replaces = id
+	}
 	if w := clockWarning(offset); w != "" {
 		r.Warnings = append(r.Warnings, w)
 	}

@@ -202,6 +202,7 @@ func (s *Server) decide(ctx context.Context, h *hello) (*answer, error) {
 	if err := s.certify(a, node); err != nil {
 		return nil, err
 	}
+	a.Replaces = string(node.Replaces)
 	if s.cfg.Twins != nil {
 		for _, id := range s.cfg.Twins(node) {
 			if len(a.Twins) < maxTwins {

@@ -11,6 +11,9 @@ type CreateActivationRequest struct {
 	// PublicKey is ours: the Ed25519 key whose seed is the code. The caller
 	// makes the code, so it never travels.
 	PublicKey []byte `json:"PublicKey,omitempty"`
+
+	// Replaces is ours: the ID of a node whose place the host takes.
+	Replaces string `json:"Replaces,omitempty"`
 }
 
 // CreateActivationResult names the activation.
@@ -57,4 +60,9 @@ type Activation struct {
 	Expired             bool   `json:"Expired"`
 	CreatedDate         Time   `json:"CreatedDate"`
 	Tags                []Tag  `json:"Tags,omitempty"`
+
+	// Ours: whose place the host takes that enrols with it, and what that one is
+	// called.
+	Replaces     string `json:"Replaces,omitempty"`
+	ReplacesName string `json:"ReplacesName,omitempty"`
 }
