@@ -32,6 +32,9 @@ func loadModel(t *testing.T) model {
 // ours are the members that SSM does not have.
 var ours = map[string]bool{
 	"CreateActivationRequest.PublicKey": true,
+	"CreateActivationRequest.Replaces":  true,
+	"Activation.Replaces":               true,
+	"Activation.ReplacesName":           true,
 	"SendCommandRequest.RunAs":          true,
 	"Command.Operator":                  true,
 	"Command.RunAs":                     true,
