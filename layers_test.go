@@ -38,6 +38,7 @@ var rows = []row{
 	{"1a", []string{
 		"raftfsm/entry", "node/identity", "node/authz", "node/document", "node/blob", "node/disk", "node/schedule",
 		"node/config", "node/logging", "node/nodeset", "node/process", "node/outbound", "node/memnet", "node/failpoint",
+		"node/stagger",
 	}},
 	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets", "node/service"}},
 	{"1c", []string{"raftfsm", "gossip", "node/transport", "node/inventory", "node/journal", "node/presence"}},

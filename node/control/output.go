@@ -11,6 +11,7 @@ import (
 	"fleet/node/rpc"
 	"fleet/node/runcmd"
 	"fleet/node/ssm"
+	"fleet/node/stagger"
 	"fleet/node/wire"
 )
 
@@ -120,25 +121,30 @@ func (c *Control) Blob(ctx context.Context, host fleet.NodeID, d fleet.Digest) (
 		}
 	}
 	targets = append(targets, rpc.Target{Node: host, Role: fleet.RoleAgent})
-	var failures []error
-	for _, t := range targets {
-		err := c.fetch(ctx, t, d)
-		if err == nil {
-			return c.cfg.Blobs.Get(d)
+	// One of them may be cut off: whoever waits for it has no time left for those
+	// who have the blob.
+	_, failures := stagger.First(ctx, len(targets), fetchPatience, func(ctx context.Context, i int, answering func()) (struct{}, error) {
+		err := c.fetch(ctx, targets[i], d, answering)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", targets[i].Node, err)
 		}
-		failures = append(failures, fmt.Errorf("%s: %w", t.Node, err))
+		return struct{}{}, err
+	})
+	if r, err := c.cfg.Blobs.Get(d); err == nil {
+		return r, nil
 	}
 	return nil, fleet.Errorf(fleet.Unavailable, "the output is on no host that answers: %w", errors.Join(failures...))
 }
 
 // fetch brings a blob here, if what came is what was asked for.
-func (c *Control) fetch(ctx context.Context, from rpc.Target, d fleet.Digest) error {
+func (c *Control) fetch(ctx context.Context, from rpc.Target, d fleet.Digest, answering func()) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	r, err := rpc.CallStream(ctx, c.cfg.RPC, from, rpc.MethodGetBlob, rpc.BlobHead{Digest: d}, nil)
 	if err != nil {
 		return err
 	}
+	answering()
 	w, err := c.cfg.Blobs.Create(rpc.MaxBlob)
 	if err != nil {
 		return errors.Join(err, r.Close())
@@ -156,3 +162,6 @@ func (c *Control) fetch(ctx context.Context, from rpc.Target, d fleet.Digest) er
 
 // fetchTimeout bounds the fetching of one blob from one host.
 const fetchTimeout = 30 * time.Second
+
+// fetchPatience is how long one host is waited for before the next is asked too.
+const fetchPatience = time.Second
