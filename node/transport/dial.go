@@ -67,11 +67,7 @@ func (t *Transport) DialPlain(ctx context.Context, addr string) (net.Conn, error
 	defer cancel()
 	raw, err := t.cfg.Dial(ctx, "tcp", addr)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			err = op.Err // the rest of it says the address again
-		}
-		return nil, fleet.Errorf(fleet.Unavailable, "connect to %s: %w", addr, err)
+		return nil, connectError(addr, err)
 	}
 	return raw, nil
 }
@@ -185,7 +181,7 @@ func dial(ctx context.Context, dialer DialFunc, addr string, to target) (*Conn, 
 	defer cancel()
 	raw, err := dialer(ctx, "tcp", addr)
 	if err != nil {
-		return nil, fleet.Errorf(fleet.Unavailable, "connect to %s: %w", addr, err)
+		return nil, connectError(addr, err)
 	}
 	var peer identity.Peer
 	cfg := &tls.Config{
@@ -214,6 +210,15 @@ func dial(ctx context.Context, dialer DialFunc, addr string, to target) (*Conn, 
 		return nil, dialError(addr, err)
 	}
 	return newConn(conn, peer, to.proto), nil
+}
+
+// connectError names the address once.
+func connectError(addr string, err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		err = op.Err // the rest of it says the address again
+	}
+	return fleet.Errorf(fleet.Unavailable, "connect to %s: %w", addr, err)
 }
 
 // noProtocol is TLS's alert no_application_protocol (RFC 7301).
