@@ -70,7 +70,7 @@ func (e *env) join(c *cli.Context) error {
 	}
 	opts := enrol.JoinOptions{
 		DataDir: cfg.DataDir, Token: token, NodeName: cfg.Name, Advertise: address, Now: e.now, Dial: e.dial,
-		Waits: func(addr string, _ error) { fmt.Fprintf(e.err, "%s gives no answer; asking the next host\n", addr) },
+		Waits: func(addr string) { fmt.Fprintf(e.err, "%s gives no answer; asking the next host\n", addr) },
 	}
 	e.sent = true
 	r, err := enrol.Join(c.Context, opts)

@@ -9,17 +9,20 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/stagger"
 	"fleet/node/transport"
 )
 
 const (
-	joinTimeout = 15 * time.Second // for one address
-	maxRounds   = 3                // of redirects by ordinary hosts
-	maxTried    = 16               // addresses in all
+	joinTimeout  = 15 * time.Second // for one address
+	joinPatience = 2 * time.Second  // then the next is asked too
+	maxRounds    = 3                // of redirects by ordinary hosts
+	maxTried     = 16               // addresses in all
 	// maxRedirects is how many addresses of one host are followed.
 	maxRedirects = 8
 	// maxTwins is how many hosts of the same name a joiner is told of.
@@ -37,9 +40,9 @@ type JoinOptions struct {
 	Now       func() time.Time
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil: the system's
 
-	// Waits is told of an address that gave no answer while others are left:
-	// a silent one takes its time. nil: nobody is.
-	Waits func(addr string, err error)
+	// Waits is told of an address that gave no answer so far, as the next is
+	// asked. nil: nobody is.
+	Waits func(addr string)
 }
 
 // JoinResult says what Join enrolled in.
@@ -90,11 +93,11 @@ func Join(ctx context.Context, o JoinOptions) (*JoinResult, error) {
 	if len(o.Token.Addresses) == 0 {
 		return nil, fleet.Errorf(fleet.Invalid, "the token names no address").WithHint("make a new one: fleet activation create --address IP:PORT")
 	}
-	a, offset, err := j.ask(ctx, o.Token.Addresses)
+	f, err := j.ask(ctx, o.Token.Addresses)
 	if err != nil {
 		return nil, err
 	}
-	return j.keep(dir, a, offset)
+	return j.keep(dir, f.answer, f.offset)
 }
 
 // joiner asks the hosts of a quorum for what only they can give.
@@ -104,56 +107,108 @@ type joiner struct {
 	root  fleet.Digest // of the fleet's root key
 	key   identity.PrivateKey
 	hello func(peer identity.Peer) (hello, error) // the question to a host of the quorum
-	waits func(addr string, err error)            // nil: nobody is told
-	// decided is set once a quorum host has answered the request with an error:
-	// other addresses would say the same.
-	decided bool
+	waits func(addr string)                       // nil: nobody is told
 
-	answered identity.Peer // the host of the quorum that was asked last
+	mu         sync.Mutex      // guards what follows
+	tried      map[string]bool // addresses that were asked
+	redirected map[string]bool // those that know others
+	failures   []error
 }
 
-// ask goes through the addresses and those it is sent to, in random
-// order, until a host of the quorum has answered.
-func (j *joiner) ask(ctx context.Context, addresses []string) (*answer, time.Duration, error) {
-	addrs := append([]string(nil), addresses...)
-	tried := map[string]bool{}
-	var failures []error
-	for range maxRounds {
-		var next []string
-		rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] })
-		for i, addr := range addrs {
-			if tried[addr] || len(tried) == maxTried {
-				continue
-			}
-			tried[addr] = true
-			a, offset, redirect, err := j.askOne(ctx, addr)
-			if err == nil && a != nil {
-				return a, offset, nil
-			}
-			if ctx.Err() != nil && err == nil {
-				err = context.Cause(ctx)
-			}
-			if j.decided || ctx.Err() != nil {
-				return nil, 0, err
-			}
-			redirect = slices.DeleteFunc(redirect, func(to string) bool { return tried[to] || identity.CheckAddress(to) != nil })
-			if err == nil && len(redirect) == 0 {
-				err = errors.New("it is not of the quorum and knows no other address of it")
-			}
-			if err != nil {
-				if !strings.Contains(err.Error(), addr) {
-					err = fmt.Errorf("%s: %w", addr, err)
-				}
-				failures = append(failures, err)
-				if j.waits != nil && i < len(addrs)-1 {
-					j.waits(addr, err)
-				}
-			}
-			next = append(next, redirect...)
-		}
-		addrs = next
+// found is what a host of the quorum answered.
+type found struct {
+	peer    identity.Peer
+	answer  *answer // nil when it refused
+	refusal error   // others would say the same
+	offset  time.Duration
+}
+
+// ask asks at the addresses, and at those it is sent to, in random order, until
+// a host of the quorum has answered. It does not wait for the silent: asking
+// twice is safe, because the same key gets the same row.
+func (j *joiner) ask(ctx context.Context, addresses []string) (*found, error) {
+	f := j.askAny(ctx, addresses, maxRounds)
+	switch {
+	case f != nil:
+		return f, f.refusal
+	case ctx.Err() != nil:
+		return &found{}, fmt.Errorf("ask the fleet's quorum: %w", context.Cause(ctx))
 	}
-	return nil, 0, noAnswer(failures)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return &found{}, noAnswer(j.failures)
+}
+
+// askAny asks some addresses; nil when none leads to an answer.
+func (j *joiner) askAny(ctx context.Context, addresses []string, rounds int) *found {
+	if rounds == 0 {
+		return nil
+	}
+	addrs := append([]string(nil), addresses...)
+	rand.Shuffle(len(addrs), func(i, k int) { addrs[i], addrs[k] = addrs[k], addrs[i] })
+	f, _ := stagger.First(ctx, len(addrs), joinPatience, func(ctx context.Context, i int, _ func()) (*found, error) {
+		if i > 0 {
+			j.tellOf(addrs[i-1])
+		}
+		if f := j.askAt(ctx, addrs[i], rounds); f != nil {
+			return f, nil
+		}
+		return nil, errors.New("no answer")
+	})
+	return f
+}
+
+// askAt asks at one address and, if it knows others, at those.
+func (j *joiner) askAt(ctx context.Context, addr string, rounds int) *found {
+	if !j.begin(addr) {
+		return nil
+	}
+	f, redirect, err := j.askOne(ctx, addr)
+	if f != nil || err == nil && ctx.Err() != nil {
+		return f
+	}
+	j.mu.Lock()
+	redirect = slices.DeleteFunc(redirect, func(to string) bool { return j.tried[to] || identity.CheckAddress(to) != nil })
+	if err == nil && len(redirect) == 0 {
+		err = errors.New("it is not of the quorum and knows no other address of it")
+	}
+	if err != nil {
+		if !strings.Contains(err.Error(), addr) {
+			err = fmt.Errorf("%s: %w", addr, err)
+		}
+		j.failures = append(j.failures, err)
+	} else {
+		j.redirected[addr] = true
+	}
+	j.mu.Unlock()
+	if err != nil {
+		return nil
+	}
+	return j.askAny(ctx, redirect, rounds-1)
+}
+
+// begin reports whether an address is to be asked, and counts it.
+func (j *joiner) begin(addr string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.tried == nil {
+		j.tried, j.redirected = map[string]bool{}, map[string]bool{}
+	}
+	if j.tried[addr] || len(j.tried) == maxTried {
+		return false
+	}
+	j.tried[addr] = true
+	return true
+}
+
+// tellOf says that an address gave no answer so far.
+func (j *joiner) tellOf(addr string) {
+	j.mu.Lock()
+	tell := j.waits != nil && !j.redirected[addr]
+	j.mu.Unlock()
+	if tell {
+		j.waits(addr)
+	}
 }
 
 // noAnswer is the error after every address has failed. Its kind and hint are
@@ -178,56 +233,71 @@ func noAnswer(failures []error) error {
 	return e.WithHint("%s", hint)
 }
 
-func (j *joiner) askOne(ctx context.Context, addr string) (_ *answer, offset time.Duration, redirect []string, err error) {
+// askOne asks one host. It finds an answer, or addresses of others, or an error
+// after which others may still answer.
+func (j *joiner) askOne(ctx context.Context, addr string) (_ *found, redirect []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	conn, err := transport.DialJoin(ctx, j.dial, addr, j.root, j.now)
 	if err != nil {
-		return nil, 0, nil, err
+		return nil, nil, err
 	}
 	defer conn.Close() //nolint:errcheck // the answer was read or the error says more
+	// An answer that comes from elsewhere ends the waiting for this one.
+	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // as above
+	defer stop()
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, 0, nil, err
+		return nil, nil, err
 	}
 	var msg hello
+	f := &found{peer: conn.Peer}
 	if conn.Peer.Role == fleet.RoleQuorum {
-		j.answered = conn.Peer
 		if msg, err = j.hello(conn.Peer); err != nil {
-			return nil, 0, nil, err
+			return nil, nil, err
 		}
 	}
 	msg.Version = 1
 	sent := j.now()
 	if err := writeMessage(conn, &msg); err != nil {
-		return nil, 0, nil, fmt.Errorf("send join request: %w", err)
+		return nil, nil, fmt.Errorf("send join request: %w", err)
 	}
 	var a answer
 	if err := readMessage(conn, maxAnswer, &a); err != nil {
-		return nil, 0, nil, fmt.Errorf("read the answer: %w", err)
+		return nil, nil, fmt.Errorf("read the answer: %w", err)
 	}
 	if a.Version != 1 {
-		return nil, 0, nil, fleet.Errorf(fleet.Invalid, "the host speaks version %d of the join protocol, this program version 1", a.Version)
+		return nil, nil, fleet.Errorf(fleet.Invalid, "the host speaks version %d of the join protocol, this program version 1", a.Version)
 	}
 	if a.Message != "" {
-		// Only the quorum decides, and of its hosts another one may know better.
-		switch kind := fleet.Kind(a.Kind); {
-		case conn.Peer.Role != fleet.RoleQuorum:
-		case a.Code == codeActivation, a.Code == fleet.CodeNodeRemoved:
-			j.decided = true
-		case kind == fleet.NoQuorum, kind == fleet.NotLeader, kind == fleet.Unavailable, kind == fleet.Unknown, kind == fleet.Throttled:
-		default:
-			j.decided = true
+		err := &fleet.Error{Kind: fleet.Kind(a.Kind), Code: a.Code, Message: a.Message, Hint: a.Hint}
+		if conn.Peer.Role == fleet.RoleQuorum && isDecided(err) {
+			f.refusal = err
+			return f, nil, nil
 		}
-		return nil, 0, nil, &fleet.Error{Kind: fleet.Kind(a.Kind), Code: a.Code, Message: a.Message, Hint: a.Hint}
+		return nil, nil, err
 	}
 	if conn.Peer.Role != fleet.RoleQuorum || len(a.Certificate) == 0 {
 		for _, p := range a.Peers[:min(len(a.Peers), maxRedirects)] {
 			redirect = append(redirect, p.Address)
 		}
-		return nil, 0, redirect, nil
+		return nil, redirect, nil
 	}
-	return &a, time.Unix(0, a.Time).Sub(sent.Round(0)), nil, nil
+	f.answer, f.offset = &a, time.Unix(0, a.Time).Sub(sent.Round(0))
+	return f, nil, nil
+}
+
+// isDecided reports whether a refusal is the quorum's: another of its hosts may
+// know better what this one could only not find out.
+func isDecided(err *fleet.Error) bool {
+	if err.Code == codeActivation || err.Code == fleet.CodeNodeRemoved {
+		return true
+	}
+	switch err.Kind {
+	case fleet.NoQuorum, fleet.NotLeader, fleet.Unavailable, fleet.Unknown, fleet.Throttled:
+		return false
+	}
+	return true
 }
 
 // renewed is what a quorum host sent to a host, checked under the root key that

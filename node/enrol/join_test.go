@@ -214,13 +214,45 @@ func TestWaits(t *testing.T) {
 		var waited []string
 		o := w.joinOptions(w.activation(1, time.Hour, "10.0.0.1:7790"))
 		o.Token.Addresses = []string{"10.0.0.2:7790", "10.0.0.3:7790"}
-		o.Waits = func(addr string, _ error) { waited = append(waited, addr) }
+		o.Waits = func(addr string) { waited = append(waited, addr) }
 		_, err := Join(t.Context(), o)
 		wantError(t, err, fleet.Unavailable, "10.0.0.2:7790")
 		if len(waited) != 1 { // of the last there is nothing to wait for
 			t.Errorf("waited for %q", waited)
 		}
 	})
+}
+
+// TestSilentHostsCostLittle: who does not answer is not waited for, whichever is
+// asked first, nor while another says where the quorum is.
+func TestSilentHostsCostLittle(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		addresses []string
+		most      time.Duration
+	}{
+		{"two silent, one answers", []string{"10.0.0.7:7790", "10.0.0.8:7790", "10.0.0.1:7790"}, 2*joinPatience + time.Second},
+		{"one silent, one sends to the quorum", []string{"10.0.0.7:7790", "10.0.0.2:7790"}, joinPatience + time.Second},
+	} {
+		for range 5 { // the order is random
+			bubble(t, tc.name, func(t *testing.T, w *world) {
+				w.quorumHost()
+				for _, ip := range []string{"10.0.0.7", "10.0.0.8"} {
+					w.answering(ip, w.quorumCert(), nil, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+				}
+				w.serve("10.0.0.2", nil, w.agentCert(), func(c *ServerConfig) {
+					c.Enrol = nil
+					c.Peers = func() []Peer { return []Peer{{Address: "10.0.0.7:7790"}, {Address: "10.0.0.1:7790"}} }
+				})
+				o := w.joinOptions(w.activation(1, time.Hour, tc.addresses...))
+				begin := time.Now()
+				checkJoined(t, w, o, must[*JoinResult](t)(Join(t.Context(), o)))
+				if took := time.Since(begin); took > tc.most {
+					t.Errorf("it took %s, want at most %s", took, tc.most)
+				}
+			})
+		}
+	}
 }
 
 // TestDiskFull: what a full disk stops says so, and what to do.

@@ -47,20 +47,21 @@ func (r *Rejoiner) Ask(ctx context.Context, addresses []string) (identity.Peer, 
 		dial: r.Dial, now: r.Now, root: fleet.Sum(root[:]), key: r.Key,
 		hello: func(identity.Peer) (hello, error) { return hello{Rejoin: request}, nil },
 	}
-	a, offset, err := j.ask(ctx, addresses)
+	f, err := j.ask(ctx, addresses)
 	if err != nil {
-		return j.answered, nil, err
+		return f.peer, nil, err
 	}
-	checked, err := j.check(a, offset)
+	a := f.answer
+	checked, err := j.check(a, f.offset)
 	if err != nil {
-		return j.answered, nil, err
+		return f.peer, nil, err
 	}
 	if checked.peer.Node != r.Info.Node || checked.peer.Role != fleet.RoleAgent {
-		return j.answered, nil, fleet.Errorf(fleet.Unauthenticated, "the certificate in the answer is for %s", checked.peer.Node)
+		return f.peer, nil, fleet.Errorf(fleet.Unauthenticated, "the certificate in the answer is for %s", checked.peer.Node)
 	}
-	return j.answered, &Renewal{
+	return f.peer, &Renewal{
 		Certificate: a.Certificate, Issuer: a.Issuer, NodeRecord: a.NodeRecord, Trust: checked.trust.Raw(),
-		NodeName: a.NodeName, ClockOffset: offset,
+		NodeName: a.NodeName, ClockOffset: f.offset,
 	}, nil
 }
 
