@@ -167,5 +167,9 @@ func onlyOwner(ctx context.Context) error {
 	if uid != 0 && uid != os.Geteuid() {
 		return fleet.Errorf(fleet.Denied, "this is for root only, user ID %d asked", uid).WithHint("become root: sudo fleet ...")
 	}
+	if err := peerIsOfThisHost(unix); err != nil {
+		return fleet.Errorf(fleet.Denied, "this is for root of the host itself: %w", err).
+			WithHint("ask on the host, not in a container on it")
+	}
 	return nil
 }

@@ -10,3 +10,6 @@ func uidOf(fd int) (int, error) {
 	}
 	return int(cred.Uid), nil
 }
+
+// sameNamespace accepts all: this system has one set of user IDs.
+func sameNamespace(int) error { return nil }
