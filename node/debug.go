@@ -13,11 +13,24 @@ import (
 // the disk as it was within a day.
 const maxLevelTime = 24 * time.Hour
 
+// errOtherLog is the answer of an agent whose log somebody else writes.
+func errOtherLog() error {
+	return fleet.Errorf(fleet.Unavailable, "the log of this agent is another's: its level is not known or changed here")
+}
+
+// LogLevels is what this host logs now.
+func (n *Node) LogLevels() (fleet.LogLevels, error) {
+	if n.cfg.Levels == nil {
+		return fleet.LogLevels{}, errOtherLog()
+	}
+	return fleet.LogLevels{Levels: n.cfg.Levels.State()}, nil
+}
+
 // SetLogLevel changes what this host logs, for a time or until it ends.
 func (n *Node) SetLogLevel(req fleet.SetLogLevelRequest) (fleet.LogLevels, error) {
 	levels := n.cfg.Levels
 	if levels == nil {
-		return fleet.LogLevels{}, fleet.Errorf(fleet.Unavailable, "the log of this agent is another's: its level is not changed here")
+		return fleet.LogLevels{}, errOtherLog()
 	}
 	if req.Seconds < 0 || req.Seconds > maxLevelTime.Seconds() {
 		return fleet.LogLevels{}, fleet.Errorf(fleet.Invalid, "a level is set for at most %s", maxLevelTime)

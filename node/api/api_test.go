@@ -629,6 +629,8 @@ func (fakeLocal) SetLogLevel(req fleet.SetLogLevelRequest) (fleet.LogLevels, err
 	return fleet.LogLevels{Levels: []fleet.LogLevel{{Component: req.Component, Level: req.Level}}}, nil
 }
 
+func (fakeLocal) LogLevels() (fleet.LogLevels, error) { return fleet.LogLevels{}, nil }
+
 func (fakeLocal) RuntimeFacts() fleet.RuntimeFacts { return fleet.RuntimeFacts{Version: "1.2.3"} }
 
 func (fakeLocal) LocalStatus() fleet.LocalStatus {

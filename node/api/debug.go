@@ -21,6 +21,7 @@ import (
 // is served anywhere else.
 type Debug interface {
 	SetLogLevel(fleet.SetLogLevelRequest) (fleet.LogLevels, error)
+	LogLevels() (fleet.LogLevels, error)
 	RuntimeFacts() fleet.RuntimeFacts
 }
 
@@ -41,6 +42,13 @@ var debugRoutes = map[string]func(Debug, http.ResponseWriter, *http.Request) err
 			return fleet.Errorf(fleet.Invalid, "request: %w", err)
 		}
 		levels, err := d.SetLogLevel(req)
+		if err != nil {
+			return err
+		}
+		return answerJSON(w, levels)
+	},
+	"GET " + pathOf("LogLevels"): func(d Debug, w http.ResponseWriter, _ *http.Request) error {
+		levels, err := d.LogLevels()
 		if err != nil {
 			return err
 		}

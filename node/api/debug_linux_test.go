@@ -57,6 +57,8 @@ func askAll(ctx context.Context, socket string) (refused []string) {
 	}
 	_, err := l.SetLogLevel(ctx, fleet.SetLogLevelRequest{Level: "debug"})
 	note("SetLogLevel", err)
+	_, err = l.LogLevels(ctx)
+	note("LogLevels", err)
 	_, err = l.RuntimeFacts(ctx)
 	note("RuntimeFacts", err)
 	_, err = l.Leave(ctx, fleet.LeaveRequest{})
@@ -98,7 +100,7 @@ func TestDebugIsRefusedToOthers(t *testing.T) {
 		t.Skip("needs root to become another user")
 	}
 	out := askElsewhere(t, "TestDebugIsRefusedToOthers", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}})
-	for _, what := range []string{"SetLogLevel", "RuntimeFacts", "Leave", "heap", "goroutine"} {
+	for _, what := range []string{"SetLogLevel", "LogLevels", "RuntimeFacts", "Leave", "heap", "goroutine"} {
 		if !strings.Contains(out, what+": denied: this is for root only, user ID 65534 asked") {
 			t.Errorf("%s was not refused to another user:\n%s", what, out)
 		}
@@ -122,7 +124,7 @@ func TestDebugIsRefusedToContainers(t *testing.T) {
 	out := askElsewhere(t, "TestDebugIsRefusedToContainers", &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: one, GidMappings: one,
 	})
-	for _, what := range []string{"SetLogLevel", "RuntimeFacts", "Leave", "heap", "goroutine"} {
+	for _, what := range []string{"SetLogLevel", "LogLevels", "RuntimeFacts", "Leave", "heap", "goroutine"} {
 		if !strings.Contains(out, what+": denied: this is for root of the host itself: it is in another user namespace") {
 			t.Errorf("%s was not refused to root of a container:\n%s", what, out)
 		}

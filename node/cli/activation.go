@@ -170,7 +170,7 @@ func (e *env) replaced(c *cli.Context, api *client.Client) (fleet.NodeView, erro
 }
 
 func (e *env) activationRequest(c *cli.Context) (*ssm.CreateActivationRequest, error) {
-	expires, err := durationFlag(c, "expires", time.Hour)
+	expires, err := durationFlag(c, "expires")
 	if err != nil {
 		return nil, err
 	}

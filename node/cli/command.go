@@ -132,7 +132,7 @@ func (e *env) commandFilters(c *cli.Context) ([]ssm.CommandFilter, error) {
 
 // parseSince reads how long ago something was, or when.
 func parseSince(text string, now time.Time) (time.Time, error) {
-	if d, err := parseDuration(text, time.Second); err == nil && d > 0 {
+	if d, err := parseDuration(text); err == nil && d > 0 {
 		return now.Add(-d), nil
 	}
 	for _, layout := range []string{"2006-01-02", "2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02 15:04:05"} {

@@ -61,7 +61,7 @@ func (e *env) connect(c *cli.Context) (*client.Client, error) {
 		return nil, err
 	}
 	if c.Command.Name != "run" {
-		if opts.Timeout, err = durationFlag(c, "timeout", time.Second); err != nil {
+		if opts.Timeout, err = durationFlag(c, "timeout"); err != nil {
 			return nil, err
 		}
 	}
@@ -111,7 +111,7 @@ func mergeAddresses(news, old []string) []string {
 // bound makes --timeout, if it was given, the time that all which follows may
 // take: waiting and reading included.
 func (e *env) bound(c *cli.Context) (cancel context.CancelFunc, err error) {
-	d, err := durationFlag(c, "timeout", time.Second)
+	d, err := durationFlag(c, "timeout")
 	if err != nil || d == 0 {
 		return func() {}, err
 	}
@@ -232,28 +232,24 @@ func firstOf(values ...string) string {
 	return ""
 }
 
-// durationFlag reads a flag like 90s, 10m, 24h, 7d, or a number of unit; 0 when
-// it was not given.
-func durationFlag(c *cli.Context, name string, unit time.Duration) (time.Duration, error) {
+// durationFlag reads a flag like 90s, 10m, 24h or 7d; 0 when it was not given. A
+// number without a unit is refused: half of those who write it mean seconds.
+func durationFlag(c *cli.Context, name string) (time.Duration, error) {
 	text := c.String(name)
 	if text == "" {
 		return 0, nil
 	}
-	d, err := parseDuration(text, unit)
+	if n, err := strconv.ParseUint(text, 10, 32); err == nil && n > 0 {
+		return 0, usagef("--%s %s has no unit", name, text).withHint("--%s %ds, %dm or %dh", name, n, n, n)
+	}
+	d, err := parseDuration(text)
 	if err != nil || d <= 0 {
 		return 0, usagef("--%s %q is not a duration like 90s, 10m or 24h", name, text)
 	}
 	return d, nil
 }
 
-func parseDuration(text string, unit time.Duration) (time.Duration, error) {
-	const most = 3650 * 24 * time.Hour
-	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
-		if n < 0 || n > int64(most/unit) {
-			return 0, fmt.Errorf("%q is out of range", text)
-		}
-		return time.Duration(n) * unit, nil
-	}
+func parseDuration(text string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
 		n, err := strconv.ParseUint(days, 10, 12)
 		if err != nil {

@@ -35,11 +35,13 @@ func (e *env) printLevels(c *cli.Context, levels *fleet.LogLevels) error {
 
 func (e *env) debugLogLevel() *cli.Command {
 	return leaf(&cli.Command{
-		Name: "log-level", Usage: "change what the running agent logs", ArgsUsage: "LEVEL",
+		Name: "log-level", Usage: "show or change what the running agent logs", ArgsUsage: "[LEVEL]",
 		Description: `LEVEL is debug, info, warn or error, or "default" for what the configuration
 says. Without --for it counts until the agent ends. It is not written down.
+Without LEVEL it shows what counts now.
 
 Example:
+  fleet debug log-level
   fleet debug log-level debug --for 10m
   fleet debug log-level debug --component gossip --for 1h
   fleet debug log-level default
@@ -49,12 +51,22 @@ Exit codes: 0 done, 1 the request failed, 4 not root, 64 usage`,
 			&cli.StringFlag{Name: "for", Usage: "`DURATION` after which the configured level counts again, such as 10m; at most 24h"},
 			&cli.StringFlag{Name: "component", Usage: "only this part of the agent, by `NAME`, such as gossip, quorum, transport or runcmd"},
 		}, outputFlag(), socketFlag()),
-	}, 1, 1, func(c *cli.Context) error {
+	}, 0, 1, func(c *cli.Context) error {
 		if err := checkForm(c); err != nil {
 			return err
 		}
+		if !c.Args().Present() {
+			if c.IsSet("for") || c.IsSet("component") {
+				return usagef("--for and --component go with a LEVEL").withHint("debug, info, warn or error")
+			}
+			levels, err := e.local(c).LogLevels(c.Context)
+			if err != nil {
+				return err
+			}
+			return e.printLevels(c, levels)
+		}
 		req := fleet.SetLogLevelRequest{Level: c.Args().First(), Component: c.String("component")}
-		d, err := durationFlag(c, "for", time.Minute)
+		d, err := durationFlag(c, "for")
 		if err != nil {
 			return err
 		}
@@ -113,7 +125,7 @@ Exit codes: 0 done, 1 the request failed, 4 not root, 64 usage`,
 			slices.Sort(known)
 			return usagef("%q is no profile", kind).withHint("one of %s", strings.Join(known, ", "))
 		}
-		d, err := durationFlag(c, "for", time.Second)
+		d, err := durationFlag(c, "for")
 		if err != nil {
 			return err
 		}

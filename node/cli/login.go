@@ -88,7 +88,7 @@ func (e *env) login(c *cli.Context) error {
 	if err := checkForm(c); err != nil {
 		return err
 	}
-	wait, err := durationFlag(c, "timeout", time.Second)
+	wait, err := durationFlag(c, "timeout")
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +33,7 @@ Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
 		Flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "failed", Usage: "only on hosts that ended otherwise than with Success"},
 			&cli.StringSliceFlag{Name: "node", Aliases: []string{"w"}, Usage: "only on the hosts `SET` of those that had it"},
+			&cli.StringFlag{Name: "timeout", Usage: "it is ended on a host after `DURATION`, 5s to 48h (default: as before)"},
 		}, sendFlags(), answerFlags(), outputFlag(), clientFlags()),
 	}, 1, 1, e.rerun)
 }
@@ -44,6 +46,10 @@ func (e *env) rerun(c *cli.Context) error {
 		return err
 	}
 	deliver, err := deliverWithin(c)
+	if err != nil {
+		return err
+	}
+	timeout, err := executionTimeout(c)
 	if err != nil {
 		return err
 	}
@@ -60,6 +66,13 @@ func (e *env) rerun(c *cli.Context) error {
 	req := &ssm.SendCommandRequest{
 		DocumentName: old.DocumentName, DocumentVersion: old.DocumentVersion, Parameters: old.Parameters, RunAs: old.RunAs,
 		Comment: old.Comment, TimeoutSeconds: int(deliver / time.Second), MaxConcurrency: unlimited, MaxErrors: unlimited,
+	}
+	if timeout != nil {
+		req.Parameters = maps.Clone(req.Parameters)
+		if req.Parameters == nil {
+			req.Parameters = map[string][]string{}
+		}
+		req.Parameters["executionTimeout"] = timeout
 	}
 	if err := nameDocument(req); err != nil {
 		return err

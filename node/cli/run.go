@@ -151,12 +151,9 @@ func (e *env) sendRequest(c *cli.Context, words []string) (*ssm.SendCommandReque
 	if err != nil {
 		return nil, err
 	}
-	timeout, err := durationFlag(c, "timeout", time.Second)
+	timeout, err := executionTimeout(c)
 	if err != nil {
 		return nil, err
-	}
-	if timeout != 0 && (timeout < document.MinTimeout || timeout > document.MaxTimeout) {
-		return nil, usagef("--timeout %s: from 5s to 48h", c.String("timeout"))
 	}
 	if s := c.String("shell"); !slices.Contains(shells, s) {
 		return nil, usagef("--shell %q is none of %s", s, strings.Join(shells, ", ")).
@@ -170,8 +167,8 @@ func (e *env) sendRequest(c *cli.Context, words []string) (*ssm.SendCommandReque
 		DocumentName: shellDocument, Parameters: map[string][]string{"commands": {text}}, TimeoutSeconds: int(deliver / time.Second),
 		Comment: c.String("comment"), RunAs: c.String("user"), MaxConcurrency: unlimited, MaxErrors: unlimited,
 	}
-	if timeout > 0 {
-		req.Parameters["executionTimeout"] = []string{strconv.Itoa(int(timeout / time.Second))}
+	if timeout != nil {
+		req.Parameters["executionTimeout"] = timeout
 	}
 	if len(variables) > 0 {
 		req.Parameters["environment"] = variables
@@ -197,8 +194,21 @@ func nameDocument(req *ssm.SendCommandRequest) error {
 	return nil
 }
 
+// executionTimeout is --timeout as the parameter of the built-in documents; nil
+// when it is not given.
+func executionTimeout(c *cli.Context) ([]string, error) {
+	timeout, err := durationFlag(c, "timeout")
+	switch {
+	case err != nil || timeout == 0:
+		return nil, err
+	case timeout < document.MinTimeout || timeout > document.MaxTimeout:
+		return nil, usagef("--timeout %s: from 5s to 48h", c.String("timeout"))
+	}
+	return []string{strconv.Itoa(int(timeout / time.Second))}, nil
+}
+
 func deliverWithin(c *cli.Context) (time.Duration, error) {
-	deliver, err := durationFlag(c, "deliver-within", time.Second)
+	deliver, err := durationFlag(c, "deliver-within")
 	switch {
 	case err != nil:
 		return 0, err

@@ -52,6 +52,12 @@ func (l *Local) SetLogLevel(ctx context.Context, req fleet.SetLogLevelRequest) (
 	return &levels, l.do(ctx, http.MethodPost, PathPrefix+"SetLogLevel", body, &levels)
 }
 
+// LogLevels are those that count now.
+func (l *Local) LogLevels(ctx context.Context) (*fleet.LogLevels, error) {
+	var levels fleet.LogLevels
+	return &levels, l.get(ctx, "LogLevels", &levels)
+}
+
 // RuntimeFacts are figures of the agent's process.
 func (l *Local) RuntimeFacts(ctx context.Context) (*fleet.RuntimeFacts, error) {
 	var f fleet.RuntimeFacts
