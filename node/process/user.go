@@ -19,7 +19,8 @@ type Account struct {
 
 // LookupUser finds a user by name, also one of a directory service; "" is the
 // user that this process runs as. The error is of kind NotFound when there is
-// no such user, and Denied when this process may not start children as it.
+// no such user, Unavailable when the directory that would know does not answer,
+// and Denied when this process may not start children as it.
 func LookupUser(name string) (Account, error) {
 	own, err := user.Current()
 	if err != nil {
@@ -33,7 +34,10 @@ func LookupUser(name string) (Account, error) {
 		case isUnknownUser(err):
 			// Without cgo the lookup above knows /etc/passwd only.
 			var ok bool
-			if a, ok = directoryUser(name); !ok {
+			switch a, ok, err = directoryUser(ask, name); {
+			case err != nil:
+				return Account{}, fleet.Errorf(fleet.Unavailable, "user %.64q cannot be looked up now: %w", name, err)
+			case !ok:
 				return Account{}, fleet.Errorf(fleet.NotFound, "user %.64q does not exist on this host", name)
 			}
 		default:

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,13 +85,36 @@ func TestParsePasswd(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"-option", "", "a b", "a\nb", "a:b", "$(id)", strings.Repeat("x", 300)} {
-		if _, ok := directoryUser(name); ok || namePattern.MatchString(name) {
+		if _, ok, _ := directoryUser(ask, name); ok || namePattern.MatchString(name) {
 			t.Errorf("%q is given to programs", name)
 		}
 	}
 	for _, number := range []string{"0", "00", "65534"} {
 		if a, err := LookupUser(number); fleet.KindOf(err) != fleet.NotFound {
 			t.Errorf("the number %s is the user %+v, %v; want that there is none of that name", number, a, err)
+		}
+	}
+}
+
+// TestADirectoryThatDoesNotAnswer has not said that there is no such user.
+func TestADirectoryThatDoesNotAnswer(t *testing.T) {
+	shell := func(script string) error { return exec.Command("/bin/sh", "-c", script).Run() }
+	for name, test := range map[string]struct {
+		out     string
+		err     error
+		ok, bad bool
+	}{
+		"known":          {out: "web:x:1001:1002:Web:/srv/web:/bin/sh\n", ok: true},
+		"unknown":        {err: shell("exit 2")},
+		"no getent":      {err: os.ErrNotExist},
+		"nonsense":       {out: "hello"},
+		"no answer":      {err: errors.New("getent gave no answer in 5s"), bad: true},
+		"getent failed":  {err: shell("exit 1"), bad: true},
+		"getent crashed": {err: shell("kill -9 $$"), bad: true},
+	} {
+		_, ok, err := directoryUser(func(string, ...string) (string, error) { return test.out, test.err }, "web")
+		if ok != test.ok || (err != nil) != test.bad {
+			t.Errorf("%s: %v, %v; want %v, an error: %v", name, ok, err, test.ok, test.bad)
 		}
 	}
 }

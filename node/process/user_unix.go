@@ -32,16 +32,26 @@ var numberPattern = regexp.MustCompile(`^[0-9]+$`)
 // passwdFields are those of one line of passwd(5).
 const passwdFields = 7
 
-// directoryUser finds a user that /etc/passwd does not have, by getent.
-func directoryUser(name string) (Account, bool) {
+// noSuchKey is getent's exit code for a name that nobody knows.
+const noSuchKey = 2
+
+// directoryUser finds a user that /etc/passwd does not have, by getent. A
+// directory that gives no answer has not said that there is no such user: that
+// is an error.
+func directoryUser(ask func(program string, args ...string) (string, error), name string) (_ Account, ok bool, _ error) {
 	if !namePattern.MatchString(name) || numberPattern.MatchString(name) {
-		return Account{}, false
+		return Account{}, false, nil
 	}
 	out, err := ask("getent", "passwd", name)
-	if err != nil {
-		return Account{}, false
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.As(err, &exit) && exit.ExitCode() == noSuchKey:
+		return Account{}, false, nil
+	case err != nil:
+		return Account{}, false, err
 	}
-	return parsePasswd(strings.TrimSuffix(out, "\n"))
+	a, ok := parsePasswd(strings.TrimSuffix(out, "\n"))
+	return a, ok, nil
 }
 
 // parsePasswd reads one line of passwd(5).
@@ -120,6 +130,9 @@ func ask(program string, args ...string) (string, error) {
 	cmd.Dir = rootDir
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%s gave no answer in %s", program, directoryPatience)
+	}
 	return string(out), err
 }
 

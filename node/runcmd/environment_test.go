@@ -36,3 +36,16 @@ func TestEnvironmentOfAScript(t *testing.T) {
 		}
 	}
 }
+
+// One variable has one name: on Windows whatever its letters' case.
+func TestMergeEnv(t *testing.T) {
+	base, own := []string{"Path=C:\\Windows", "HOME=x"}, []string{"PATH=D:\\", "home=y"}
+	for system, want := range map[string][]string{
+		"windows": {"PATH=D:\\", "home=y"},
+		"linux":   {"Path=C:\\Windows", "HOME=x", "PATH=D:\\", "home=y"},
+	} {
+		if got := mergeEnv(base, own, system); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", system, got, want)
+		}
+	}
+}

@@ -363,6 +363,9 @@ func (r *Runner) capable(t *ticket.Ticket, unfit error) ruling {
 		const reason = "documents that run documents are not supported by this version of fleet"
 		return ruling{state: Refused, result: fleet.Undeliverable, reason: reason}
 	}
+	if fleet.KindOf(unfit) == fleet.Unavailable { // a directory of users that does not answer
+		return ruling{state: NotReady, reason: unfit.Error()}
+	}
 	if unfit != nil {
 		return ruling{state: Refused, result: fleet.Undeliverable, reason: unfit.Error()}
 	}

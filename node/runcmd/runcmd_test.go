@@ -222,6 +222,37 @@ func TestARefusalIsFinal(t *testing.T) {
 	})
 }
 
+// A directory of users that does not answer has refused nothing: the command
+// comes again.
+func TestADirectoryThatDoesNotAnswerRefusesNothing(t *testing.T) {
+	c := &children{}
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(time.Now())
+		answers := false
+		h := w.newHost(t, dir, func(cfg *Config) {
+			cfg.Starter = c.start
+			cfg.Account = func(string) (process.Account, error) {
+				if !answers {
+					return process.Account{}, fleet.Errorf(fleet.Unavailable, "user %q cannot be looked up now", "web")
+				}
+				return process.Account{Own: true, Home: "/"}, nil
+			}
+		})
+		h.start()
+		d := w.delivery(w.shell(1, "true"))
+		if a := h.deliver(t, d); a.State != NotReady || !strings.Contains(a.Reason, "cannot be looked up now") {
+			t.Errorf("while it does not answer: %+v", a)
+		}
+		answers = true
+		if a := h.deliver(t, d); a.State != Accepted {
+			t.Errorf("when it does: %+v", a)
+		}
+		h.reports(t, 1)
+		h.halt(t)
+	})
+}
+
 func TestBounds(t *testing.T) {
 	c := &children{do: sleeping(10 * time.Second)}
 	dir := t.TempDir()

@@ -138,15 +138,19 @@ func CheckEnvironment(env []string) error {
 
 // mergeEnv is the environment of the host's making with variables of the
 // command's, which count first.
-func mergeEnv(base, own []string) []string {
+func mergeEnv(base, own []string, system string) []string {
+	same := func(name string) string { return name }
+	if system == "windows" { // where Path and PATH are one variable
+		same = strings.ToUpper
+	}
 	names := make(map[string]bool, len(own))
 	for _, s := range own {
 		name, _, _ := strings.Cut(s, "=")
-		names[name] = true
+		names[same(name)] = true
 	}
 	all := make([]string, 0, len(base)+len(own))
 	for _, s := range base {
-		if name, _, _ := strings.Cut(s, "="); !names[name] {
+		if name, _, _ := strings.Cut(s, "="); !names[same(name)] {
 			all = append(all, s)
 		}
 	}
@@ -175,7 +179,7 @@ func runScript(ctx context.Context, t *Task, in scriptInputs) Outcome {
 		return failed("%v", err)
 	}
 	exit, err := t.Start(ctx, process.Spec{
-		Args: args, Dir: dir, Env: mergeEnv(t.Env, in.env), Stdout: t.Stdout, Stderr: t.Stderr,
+		Args: args, Dir: dir, Env: mergeEnv(t.Env, in.env, runtime.GOOS), Stdout: t.Stdout, Stderr: t.Stderr,
 		Timeout: in.timeout, Grace: grace, Limits: scriptLimits,
 	})
 	switch {
