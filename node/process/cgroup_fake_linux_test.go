@@ -249,7 +249,7 @@ func TestVersion2InADelegatedSubtree(t *testing.T) {
 				t.Fatal(err)
 			}
 			dir := service + "/" + groupName("m")
-			want := "mkdir " + dir + "\n" + dir + "/pids.max=100\n" + dir + "/memory.max=1073741824\n" + dir + "/cpu.max=150000 100000"
+			want := "mkdir " + dir + "\n" + dir + "/pids.max=100\n" + dir + "/memory.max=1073741824\n" + dir + "/memory.swap.max=0\n" + dir + "/cpu.max=150000 100000"
 			if got := f.take(); got != want {
 				t.Errorf("join did\n%s\nwant\n%s", got, want)
 			}
@@ -291,7 +291,7 @@ func TestVersion2OfItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := "/fleet/" + groupName("m")
-	if got, want := f.take(), "mkdir "+dir+"\n"+dir+"/pids.max=max\n"+dir+"/memory.max=max\n"+dir+"/cpu.max=max 100000"; got != want {
+	if got, want := f.take(), "mkdir "+dir+"\n"+dir+"/pids.max=max\n"+dir+"/memory.max=max\n"+dir+"/memory.swap.max=max\n"+dir+"/cpu.max=max 100000"; got != want {
 		t.Errorf("did\n%s\nwant\n%s", got, want)
 	}
 	g.leave()
@@ -459,4 +459,31 @@ func FuzzParseMounts(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestSwapIsMemory: a limit of memory holds what lies in swap too, and setting
+// it never asks for less of both than of one.
+func TestSwapIsMemory(t *testing.T) {
+	for name, test := range map[string]struct {
+		h    hierarchy
+		l    Limits
+		want []string
+	}{
+		"v2": {hierarchy{v2: true, controllers: []string{"memory"}}, Limits{Memory: 4096}, []string{"memory.max=4096", "memory.swap.max=0"}},
+		"v1": {hierarchy{controllers: []string{"memory"}}, Limits{Memory: 4096}, []string{
+			"memory.memsw.limit_in_bytes=-1", "memory.limit_in_bytes=4096", "memory.memsw.limit_in_bytes=4096",
+		}},
+		"v1, no limit": {hierarchy{controllers: []string{"memory"}}, Limits{}, []string{"memory.memsw.limit_in_bytes=-1", "memory.limit_in_bytes=-1"}},
+	} {
+		var got []string
+		for _, s := range settings(&test.h, test.l) {
+			got = append(got, s.file+"="+s.value)
+			if s.wanted != (s.file == "memory.limit_in_bytes" || s.file == "memory.max") && test.l.Memory > 0 {
+				t.Errorf("%s: %s is wanted: %v", name, s.file, s.wanted)
+			}
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+	}
 }

@@ -163,12 +163,12 @@ func settings(h *hierarchy, l Limits) (all []setting) {
 			all = append(all, setting{v1, value, wanted})
 		}
 	}
-	tasks, memory, quota := "max", "max", "max"
+	tasks, memory, swap, quota := "max", "max", "max", "max"
 	if l.Tasks > 0 {
 		tasks = strconv.FormatUint(l.Tasks, 10)
 	}
 	if l.Memory > 0 {
-		memory = strconv.FormatUint(l.Memory, 10)
+		memory, swap = strconv.FormatUint(l.Memory, 10), "0" // what it holds in swap is memory too
 	}
 	if l.CPU > 0 {
 		quota = strconv.FormatUint(uint64(max(1000, l.CPU*cpuPeriod)), 10)
@@ -181,12 +181,20 @@ func settings(h *hierarchy, l Limits) (all []setting) {
 		if quota == "max" {
 			quota = "-1"
 		}
+		// Memory and swap together are at least memory, at every moment: the limit
+		// of both is lifted, then set. A kernel that does not count swap has no
+		// such file, which is no reason to complain.
+		add("memory", "memory.memsw.limit_in_bytes", "", "-1", false)
 		add("memory", "memory.limit_in_bytes", "", memory, l.Memory > 0)
+		if l.Memory > 0 {
+			add("memory", "memory.memsw.limit_in_bytes", "", memory, false)
+		}
 		add("cpu", "cpu.cfs_period_us", "", strconv.Itoa(cpuPeriod), l.CPU > 0)
 		add("cpu", "cpu.cfs_quota_us", "", quota, l.CPU > 0)
 		return all
 	}
 	add("memory", "", "memory.max", memory, l.Memory > 0)
+	add("memory", "", "memory.swap.max", swap, false) // as above
 	add("cpu", "", "cpu.max", quota+" "+strconv.Itoa(cpuPeriod), l.CPU > 0)
 	return all
 }
