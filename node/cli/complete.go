@@ -206,6 +206,8 @@ func (e *completer) flagValues(path []*cli.Command, f cli.Flag, prefix, typed st
 	switch {
 	case name == "context":
 		kind = "CONTEXT"
+	case name == "target":
+		kind = "TARGET"
 	case name == "log-level":
 		kind = "LEVEL"
 	case name == "log-format":
@@ -240,7 +242,7 @@ func (e *completer) argumentValues(path []*cli.Command, n int, typed string) com
 	}
 	kind := strings.TrimSuffix(word[1], "-") // KEY- removes KEY
 	if kind == "NAME" {
-		kind = map[string]string{"context": "CONTEXT", "logout": "CONTEXT", "operator": "OPERATOR"}[path[0].Name]
+		kind = map[string]string{"context": "CONTEXT", "logout": "CONTEXT", "operator": "OPERATOR", "target": "TARGET"}[path[0].Name]
 	}
 	if path[0].Name == "operator" && c.Name == "add" {
 		return completion{} // a name that there is not yet
@@ -284,6 +286,9 @@ func (e *completer) valuesOf(kind, typed string) completion {
 	case "NODE", "HOST", "SET":
 		// Several are parted by commas: the last is completed.
 		head := typed[:strings.LastIndexByte(typed, ',')+1]
+		if target, ok := strings.CutPrefix(typed[len(head):], "@"); ok && kind == "SET" {
+			return completion{values: e.dynamic(dynamicTargets, head+"@", target)}
+		}
 		return completion{values: e.dynamic(dynamicNodes, head, typed[len(head):])}
 	case "KEY", "KEY=VALUE":
 		return e.labelValues(typed)
@@ -293,6 +298,8 @@ func (e *completer) valuesOf(kind, typed string) completion {
 		return completion{values: e.dynamic(dynamicCommands, "", typed)}
 	case "ACTIVATION":
 		return completion{values: e.dynamic(dynamicActivations, "", typed)}
+	case "TARGET":
+		return completion{values: e.dynamic(dynamicTargets, "", typed)}
 	case "OPERATOR":
 		return completion{values: e.dynamic(dynamicOperators, "", typed)}
 	}

@@ -186,6 +186,19 @@ func TestCompleteFromTheFleet(t *testing.T) {
 	if got := offers("fleet node show n"); !strings.Contains(got, "node01\t") || !strings.Contains(got, "node02\t") {
 		t.Fatalf("got %q", got)
 	}
+	for _, name := range []string{"web", "wide"} {
+		if code := w.run(t, "target", "put", name, "node01"); code != 0 {
+			t.Fatalf("target put: %d %s", code, w.stderr.String())
+		}
+	}
+	for line, want := range map[string]string{
+		"fleet run --node @w": "@web\tnode01\n@wide\tnode01\n", "fleet run --node node01,@wi": "node01,@wide\tnode01\n",
+		"fleet run --target wi": "wide\tnode01\n", "fleet target rm we": "web\tnode01\n", "fleet target show w": "web\tnode01\nwide\tnode01\n",
+	} {
+		if got := offers(line); got != ":values\n"+want {
+			t.Errorf("%s: got %q, want %q", line, got, want)
+		}
+	}
 	files, err := filepath.Glob(filepath.Join(w.home, ".cache", "fleet", "complete-*"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("files: %v, %v", files, err)

@@ -33,6 +33,7 @@ const (
 	dynamicCommands    = "commands"
 	dynamicActivations = "activations"
 	dynamicOperators   = "operators"
+	dynamicTargets     = "targets"
 )
 
 const (
@@ -99,6 +100,8 @@ func validOffer(kind, value string) bool {
 		_, err = fleet.ParseActivationID(value)
 	case dynamicOperators:
 		_, err = fleet.ParseOperatorName(value)
+	case dynamicTargets:
+		_, err = fleet.ParseTargetName(value)
 	}
 	return err == nil
 }
@@ -209,6 +212,14 @@ func (e *env) ask(ctx context.Context, c *cli.Context, cred identity.Credential,
 		}
 		for _, a := range r.ActivationList {
 			all = append(all, a.ActivationId+"\t"+strings.Map(oneLine, a.Description))
+		}
+	case dynamicTargets:
+		var r fleet.DescribeTargetsResult
+		if err := api.Call(ctx, "DescribeTargets", fleet.DescribeTargetsRequest{}, &r); err != nil {
+			return nil, err
+		}
+		for _, t := range r.Targets {
+			all = append(all, string(t.Name)+"\t"+strings.Map(oneLine, firstOf(t.Description, t.NodeSet)))
 		}
 	case dynamicOperators:
 		var r fleet.DescribeOperatorsResult

@@ -5,10 +5,11 @@
 _fleet() {
     local line="${COMP_LINE:0:COMP_POINT}" current="${COMP_WORDS[COMP_CWORD]}"
     local full="${line##*[[:space:]]}" mode="" value about
-    # bash splits words at = and :, and replaces only the last part.
-    case "$current" in
-    "=" | ":") current="" ;;
-    esac
+    # bash splits words at =, : and @, as COMP_WORDBREAKS says, and replaces only
+    # the last part.
+    if [[ "$current" == [=:@] && "$COMP_WORDBREAKS" == *"$current"* ]]; then
+        current=""
+    fi
     local cut=$((${#full} - ${#current}))
     ((cut >= 0)) || cut=0
     COMPREPLY=()
