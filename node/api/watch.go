@@ -12,6 +12,7 @@ import (
 	"fleet/node/control"
 	"fleet/node/fleet"
 	"fleet/node/runcmd"
+	"fleet/raftfsm/entry"
 	"fleet/raftfsm/state"
 )
 
@@ -237,6 +238,7 @@ func commandEvent(cmd *fleet.Command) fleet.CommandEvent {
 		CommandId: cmd.ID, Status: view.Status, StatusDetails: view.StatusDetails, TargetCount: view.TargetCount,
 		CompletedCount: view.CompletedCount, SuccessCount: cmd.Count(fleet.Success), ErrorCount: view.ErrorCount,
 		DeliveryTimedOutCount: view.DeliveryTimedOutCount, InProgressCount: cmd.Count(fleet.InProgress), CancellingCount: cmd.Count(fleet.CancelPending, fleet.CancelInProgress), Ended: !cmd.Open(),
+		GivenUp: fleet.InstantOf(cmd.NotAfter + int64(entry.Skew)),
 	}
 }
 

@@ -276,11 +276,17 @@ func TestProgressText(t *testing.T) {
 	a := newAnswers("c")
 	a.counts = fleet.CommandEvent{TargetCount: 200, CompletedCount: 50, ErrorCount: 2, InProgressCount: 30}
 	a.expected = map[fleet.NodeID]string{"mi-1": "web1", "mi-2": "web2"}
-	if got, want := progressText(a, 10*time.Second), "50 of 200 done, 2 failed, 30 running, 10s (5.0/s, about 30s left), waiting for web[1-2]"; got != want {
+	now := time.Unix(1000, 0)
+	if got, want := progressText(a, 10*time.Second, now), "50 of 200 done, 2 failed, 30 running, 10s (5.0/s, about 30s left), waiting for web[1-2]"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	a.counts = fleet.CommandEvent{TargetCount: 3, CompletedCount: 1}
-	if got, want := progressText(a, 100*time.Millisecond), "1 of 3 done, 0.1s, waiting for web[1-2]"; got != want {
+	if got, want := progressText(a, 100*time.Millisecond, now), "1 of 3 done, 0.1s, waiting for web[1-2]"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	// Two are down.
+	a.counts = fleet.CommandEvent{TargetCount: 4, CompletedCount: 1, InProgressCount: 1, GivenUp: fleet.InstantOf(now.Add(80 * time.Second).UnixNano())}
+	if got, want := progressText(a, 10*time.Second, now), "1 of 4 done, 1 running, 10s, 2 not reached, given up in 80s, waiting for web[1-2]"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

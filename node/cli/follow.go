@@ -271,13 +271,16 @@ func (p *progress) show(a *answers, now time.Time) {
 		return
 	}
 	p.last = now
-	fmt.Fprintf(p.w, "\r\x1b[K%s", cut(escapeCell(progressText(a, now.Sub(p.began))), progressWidth))
+	fmt.Fprintf(p.w, "\r\x1b[K%s", cut(escapeCell(progressText(a, now.Sub(p.began), now)), progressWidth))
 	p.shown = true
 }
 
+// saysWhy is after how long it is said what is waited for.
+const saysWhy = 5 * time.Second
+
 // progressText is how far it is, how fast, and until when: the rest at the rate
 // so far, which says something once a few have answered.
-func progressText(a *answers, elapsed time.Duration) string {
+func progressText(a *answers, elapsed time.Duration, now time.Time) string {
 	done, all := a.counts.CompletedCount, a.counts.TargetCount
 	text := fmt.Sprintf("%d of %d done", done, all)
 	if a.counts.ErrorCount > 0 {
@@ -290,6 +293,12 @@ func progressText(a *answers, elapsed time.Duration) string {
 	if done >= 5 && done < all && elapsed >= time.Second {
 		rate := float64(done) / elapsed.Seconds()
 		text += fmt.Sprintf(" (%.1f/s, about %s left)", rate, short(time.Duration(float64(all-done)/rate*float64(time.Second))))
+	}
+	// A host that is down is waited for until it may not start any more: a wait
+	// that nobody can explain looks like one without an end.
+	away := all - done - a.counts.InProgressCount - a.counts.CancellingCount
+	if left := time.Unix(0, a.counts.GivenUp.Nanos()).Sub(now); away > 0 && elapsed >= saysWhy && left > 0 {
+		text += fmt.Sprintf(", %d not reached, given up in %s", away, short(left))
 	}
 	if missing := a.missing(); len(missing) > 0 {
 		text += ", waiting for " + foldNames(missing)

@@ -246,6 +246,10 @@ type CommandEvent struct {
 	InProgressCount       int       `json:"InProgressCount"`
 	CancellingCount       int       `json:"CancellingCount,omitempty"`
 	Ended                 bool      `json:"Ended,omitempty"`
+
+	// GivenUp is when a host that was not reached is given up: it may not start
+	// the command then, by any clock that a host may have.
+	GivenUp Instant `json:"GivenUp,omitempty"`
 }
 
 // Streams of GetCommandOutput.
