@@ -122,6 +122,8 @@ func TestKillLeftoverFindsItsGroupByTheMark(t *testing.T) {
 				t.Fatal("a daemon that the script left was killed at its end")
 			}
 			waitFor(t, "the environment is cleared", func() bool { return !marked(daemon, spec.Mark) })
+			// The shell that made it, for which nobody waits, may still be there.
+			waitFor(t, "the daemon is alone in its group", func() bool { return alone(c, groupName(spec.Mark), daemon) })
 			if n, err := noGroups.KillLeftover(t.Context(), p.Identity()); n != 0 || err != nil || dead(daemon) {
 				t.Fatalf("without groups: killed %d, %v", n, err)
 			}
@@ -135,6 +137,17 @@ func TestKillLeftoverFindsItsGroupByTheMark(t *testing.T) {
 			noDirectory(t, c, groupName(spec.Mark))
 		})
 	}
+}
+
+// alone reports whether a process is the only one of its group.
+func alone(c *Cgroups, name string, pid int) bool {
+	for _, h := range c.hierarchies {
+		b, err := os.ReadFile(filepath.Join(h.base, name, "cgroup.procs"))
+		if err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(pid) {
+			return false
+		}
+	}
+	return true
 }
 
 func TestTheGroupOfADaemonIsSweptWhenItHasEnded(t *testing.T) {
