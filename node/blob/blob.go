@@ -537,7 +537,14 @@ func (s *Store) adopt(w *Writer, ref Ref) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b, there := s.blobs[ref.Digest]
-	if err := s.root.Rename(w.name, ref.Digest.String()); err != nil {
+	switch err := s.root.Rename(w.name, ref.Digest.String()); {
+	case err == nil:
+	case there && errors.Is(err, fs.ErrPermission):
+		// Windows does not replace a file that somebody reads. It has these bytes.
+		if err := s.root.Remove(w.name); err != nil {
+			return s.plain("store a blob", err)
+		}
+	default:
 		return s.plain("store a blob", err)
 	}
 	s.used -= w.reserved
