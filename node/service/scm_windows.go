@@ -235,18 +235,27 @@ func update(s *mgr.Service, spec Spec) error {
 func configure(s *mgr.Service) error {
 	// The last action counts for all failures that follow.
 	again := []mgr.RecoveryAction{{Type: mgr.ServiceRestart, Delay: scmRestart}}
-	if err := s.SetRecoveryActions(again, uint32(scmCalm.Seconds())); err != nil {
+	if err := known(s.SetRecoveryActions(again, uint32(scmCalm.Seconds()))); err != nil {
 		return fmt.Errorf("recovery: %w", err)
 	}
 	// Also when the agent says itself that it failed.
-	if err := s.SetRecoveryActionsOnNonCrashFailures(true); err != nil {
+	if err := known(s.SetRecoveryActionsOnNonCrashFailures(true)); err != nil {
 		return fmt.Errorf("recovery: %w", err)
 	}
 	wait := struct{ milliseconds uint32 }{uint32(scmPreShutdown.Milliseconds())}
-	if err := windows.ChangeServiceConfig2(s.Handle, windows.SERVICE_CONFIG_PRESHUTDOWN_INFO, (*byte)(unsafe.Pointer(&wait))); err != nil {
+	if err := known(windows.ChangeServiceConfig2(s.Handle, windows.SERVICE_CONFIG_PRESHUTDOWN_INFO, (*byte)(unsafe.Pointer(&wait)))); err != nil {
 		return fmt.Errorf("time to stop before a shutdown: %w", err)
 	}
 	return nil
+}
+
+// known passes over what the manager of services does not know (Wine's does not
+// know all): the service runs without it, and not at all if that were an error.
+func known(err error) error {
+	if errors.Is(err, windows.ERROR_INVALID_LEVEL) {
+		return nil
+	}
+	return err
 }
 
 // addEventSource makes fleet a source of the event log, with the messages that
