@@ -107,6 +107,10 @@ func (n *Node) startMember() error {
 		Cancel: func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
 			return rpc.Call[rpc.CancelRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodCancel, req)
 		},
+		SignRelease: m.signer.Release,
+		Release: func(ctx context.Context, node fleet.NodeID, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
+			return rpc.Call[rpc.ReleaseRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodRelease, req)
+		},
 		Hold: func(node fleet.NodeID) bool { return m.n.seen.Clones(node, n.cfg.Now()) != nil },
 		// The host that made it keeps its own copy, on disk: this one may be lost.
 		Keep: func(b []byte) error { _, err := n.blobs.Cache(b); return err },

@@ -26,6 +26,7 @@ type item struct {
 	attempt uint32
 	row     fleet.Invocation
 	due     time.Time      // zero: now
+	urgent  bool           // does not wait for proposals under way
 	reply   chan<- decided // has room for one; may be nil
 }
 
@@ -36,7 +37,8 @@ type decided struct {
 
 // collector makes shards of rows. It needs no timer to batch: while proposals
 // are under way rows gather, and the next proposals take them all. One row
-// alone goes at once, a thousand go in a few entries.
+// alone goes at once, a thousand go in a few entries. What is urgent has a second
+// way, and takes along what waits beside it.
 type collector struct {
 	cfg Config
 	in  chan item
@@ -57,11 +59,15 @@ func (c *collector) add(ctx context.Context, it item) error {
 	}
 }
 
-// mark notes that a host holds the command. It may be lost: the next leader
-// then delivers again and hears the same.
-func (c *collector) mark(cmd *fleet.Command, index uint32) {
+// mark notes what a host said of the command that it holds. It may be lost: the
+// host is then asked again and says the same.
+func (c *collector) mark(cmd *fleet.Command, index uint32, said fleet.InvocationState) {
+	delay := markDelay
+	if cmd.Staged() {
+		delay = turnBatch // others wait for it
+	}
 	select {
-	case c.in <- item{command: cmd.ID, attempt: cmd.Attempt, due: c.cfg.Now().Add(markDelay), row: fleet.Invocation{Index: index, State: fleet.InProgress, Code: -1}}:
+	case c.in <- item{command: cmd.ID, attempt: cmd.Attempt, due: c.cfg.Now().Add(delay), row: fleet.Invocation{Index: index, State: said, Code: -1}}:
 	default:
 	}
 }
@@ -78,6 +84,7 @@ type group map[uint32]*waiting
 type waiting struct {
 	row     fleet.Invocation
 	due     time.Time
+	urgent  bool
 	replies []chan<- decided
 }
 
@@ -86,9 +93,10 @@ func (g group) put(it item) {
 	if w == nil {
 		w = &waiting{row: it.row, due: it.due}
 		g[it.row.Index] = w
-	} else if !w.row.State.Final() && it.row.State.Final() {
+	} else if !w.row.State.Final() && it.row.State.Final() || w.row.State == fleet.Staged && it.row.State == fleet.InProgress {
 		w.row, w.due = it.row, it.due
 	}
+	w.urgent = w.urgent || it.urgent
 	if it.reply != nil {
 		w.replies = append(w.replies, it.reply)
 	}
@@ -97,7 +105,7 @@ func (g group) put(it item) {
 func (c *collector) run(ctx context.Context) {
 	groups := map[shard]group{}
 	rows := 0
-	var flushed chan struct{} // open while proposals are under way
+	var flushed, rushed chan struct{} // open while proposals are under way, and while urgent ones are
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer func() {
@@ -109,6 +117,9 @@ func (c *collector) run(ctx context.Context) {
 		in := c.in
 		if rows >= maxWaiting {
 			in = nil // the hosts wait
+		}
+		if rushed == nil {
+			rushed = c.flush(ctx, &wg, groups, &rows, group.urgent)
 		}
 		var timer <-chan time.Time
 		if flushed == nil && rows > 0 {
@@ -127,24 +138,46 @@ func (c *collector) run(ctx context.Context) {
 			rows += len(groups[key]) - before
 		case <-flushed:
 			flushed = nil
+		case <-rushed:
+			rushed = nil
 		case <-timer:
-			batch := map[shard]group{}
-			for key, g := range groups {
-				if len(batch) == maxGroups {
-					break
-				}
-				batch[key] = g
-				rows -= len(g)
-				delete(groups, key)
-			}
-			done := make(chan struct{})
-			flushed = done
-			wg.Go(func() {
-				defer close(done)
-				c.propose(ctx, batch)
-			})
+			flushed = c.flush(ctx, &wg, groups, &rows, func(group) bool { return true })
 		}
 	}
+}
+
+// flush proposes some groups in the background; what it answers is closed when
+// that is done, and nil if there are none.
+func (c *collector) flush(ctx context.Context, wg *sync.WaitGroup, groups map[shard]group, rows *int, which func(group) bool) chan struct{} {
+	batch := map[shard]group{}
+	for key, g := range groups {
+		if len(batch) == maxGroups {
+			break
+		}
+		if which(g) {
+			batch[key] = g
+			*rows -= len(g)
+			delete(groups, key)
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	done := make(chan struct{})
+	wg.Go(func() {
+		defer close(done)
+		c.propose(ctx, batch)
+	})
+	return done
+}
+
+func (g group) urgent() bool {
+	for _, w := range g {
+		if w.urgent {
+			return true
+		}
+	}
+	return false
 }
 
 func earliest(groups map[shard]group) time.Time {

@@ -123,8 +123,8 @@ func TestCollector(t *testing.T) {
 		wantLog(t, l, "1s a 1:Success 2:Success 5:Success", "1s a 299:Success 300:Success", "1s b 7:Success")
 	})
 	collecting(t, "a mark waits for the result", func(t *testing.T, c *collector, l *log) {
-		c.mark(cmd, 1)
-		c.mark(cmd, 2)
+		c.mark(cmd, 1, fleet.InProgress)
+		c.mark(cmd, 2, fleet.InProgress)
 		time.Sleep(markDelay / 2)
 		wantLog(t, l)
 		c.mustAdd(t, final(commandA, 1, nil))
@@ -133,7 +133,7 @@ func TestCollector(t *testing.T) {
 		wantLog(t, l)
 	})
 	collecting(t, "a mark alone goes after a while", func(t *testing.T, c *collector, l *log) {
-		c.mark(cmd, 1)
+		c.mark(cmd, 1, fleet.InProgress)
 		time.Sleep(time.Second)
 		wantLog(t, l, "100ms a 1:InProgress")
 	})
@@ -142,7 +142,7 @@ func TestCollector(t *testing.T) {
 		c.mustAdd(t, final(commandB, 0, nil))
 		synctest.Wait()
 		c.mustAdd(t, final(commandA, 1, nil))
-		c.mark(cmd, 1)
+		c.mark(cmd, 1, fleet.InProgress)
 		time.Sleep(2 * time.Second)
 		wantLog(t, l, "0s b 0:Success", "1s a 1:Success")
 	})
@@ -271,7 +271,7 @@ func TestCollectorIsBounded(t *testing.T) {
 			t.Errorf("%d rows were taken, want %d", taken, want)
 		}
 		for range 10 { // a mark is dropped instead
-			c.mark(&fleet.Command{ID: commandA, Attempt: 1}, 1)
+			c.mark(&fleet.Command{ID: commandA, Attempt: 1}, 1, fleet.InProgress)
 		}
 		time.Sleep(2 * time.Hour)
 		if err := c.add(t.Context(), final(commandB, 1, nil)); err != nil {

@@ -8,6 +8,11 @@
 // its row is final: also one that nobody is known to have delivered to, because
 // an earlier leader may have, or a delivery may still be on its way.
 //
+// A staged command is delivered to all its hosts, which wait. Who begins next is
+// decided in the log, by what is in the log (nextTurns), before the host hears of
+// it; then it is told so by a voter's signed Release, again and again, until its
+// row says that it began or ended.
+//
 // What it does not do: it never decides that a host may run something (that is
 // the ticket, package cosign) and never invents an answer. A row becomes final
 // on the host's signed word, or by the log entry Expire once the host may no
@@ -63,6 +68,9 @@ type Config struct {
 	// SignCancel signs that a command is cancelled at indexes, or everywhere.
 	SignCancel func(c *fleet.Command, indexes []uint32) ([]byte, error)
 	Cancel     func(ctx context.Context, node fleet.NodeID, req *rpc.CancelRequest) (*rpc.DeliverResponse, error)
+	// SignRelease signs that targets at indexes were released at a stamp.
+	SignRelease func(c *fleet.Command, released int64, indexes []uint32) ([]byte, error)
+	Release     func(ctx context.Context, node fleet.NodeID, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error)
 	// Hold reports that nothing is to be delivered to a node now; nil holds
 	// nobody. The rows stay open.
 	Hold func(node fleet.NodeID) bool
@@ -170,7 +178,10 @@ func (d *Dispatcher) submit(ctx context.Context, c *fleet.Command, node fleet.No
 			return fleet.Errorf(fleet.Unavailable, "the details of a result could not be kept: %w", err)
 		}
 	}
-	return d.coll.add(ctx, item{command: c.ID, attempt: c.Attempt, row: row, reply: reply})
+	return d.coll.add(ctx, item{
+		command: c.ID, attempt: c.Attempt, row: row, reply: reply,
+		urgent: c.Staged() && row.State.IsError(), // others must not begin meanwhile
+	})
 }
 
 // Accept checks that result is node's own, signed word about its own target of

@@ -20,27 +20,6 @@ import (
 	"fleet/raftfsm/state"
 )
 
-func TestDue(t *testing.T) {
-	at := func(s int64) int64 { return s * int64(time.Second) }
-	c := &fleet.Command{Created: at(1000), NotAfter: at(2000), Expires: at(3000)}
-	for _, tc := range []struct {
-		name              string
-		undelivered, open bool
-		want              int64
-	}{
-		{"some not reached", true, true, c.NotAfter},
-		{"all reached, some open", false, true, c.Expires},
-		{"nothing open", false, false, c.Created},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			got := Due(c, tc.undelivered, tc.open)
-			if want := time.Unix(0, tc.want).Add(Skew + 1); !got.Equal(want) {
-				t.Errorf("got %s, want %s", got.UTC(), want.UTC())
-			}
-		})
-	}
-}
-
 // TestCommand is the life of a command: delivered to all, run, reported.
 func TestCommand(t *testing.T) {
 	bubble(t, "", 3, func(t *testing.T, w *world) {
@@ -377,6 +356,7 @@ func TestNewLeader(t *testing.T) {
 func TestRemint(t *testing.T) {
 	long := func(w *world) *fleet.Command { // an hour to deliver it
 		c := *w.send(1)
+		c.DeliverySeconds += 3600
 		c.NotAfter, c.Expires = c.NotAfter+int64(time.Hour), c.Expires+int64(time.Hour)
 		txn := w.store().Write()
 		txn.PutCommand(&c)

@@ -28,6 +28,7 @@ type follower struct {
 
 	backoff time.Duration // before the next try to get a ticket
 	next    time.Time     // that try
+	turnAt  time.Time     // when the next turns are decided; zero while there are none
 
 	hosts    map[uint32]*host
 	busy     int // deliveries under way
@@ -39,7 +40,10 @@ type follower struct {
 type host struct {
 	busy    bool      // a delivery or a cancel is under way
 	stop    func()    // ends the waiting for it
-	cancel  bool      // the row is cancelled: only that is sent
+	what    order     // what it is told now
+	turned  time.Time // since when
+	missing bool      // its turn has come, and it does not hold the command: deliver it first
+	tidy    bool      // it knows that its turn will not come
 	took    bool      // it said that it holds the command
 	stale   bool      // it may want a newer trust.json first
 	asked   uint32    // version of the newest trust.json that was sent to it
@@ -48,12 +52,24 @@ type host struct {
 	backoff time.Duration
 }
 
-// outcome is how one delivery or cancel ended.
+// order is what a host is told: to take the command, that its turn has come, that
+// it is over.
+type order uint8
+
+const (
+	orderDeliver order = iota
+	orderRelease
+	orderCancel
+)
+
+func (o order) String() string { return [...]string{"deliver", "release", "cancel"}[o] }
+
+// outcome is how one order ended.
 type outcome struct {
-	index  uint32
-	cancel bool
-	resp   *rpc.DeliverResponse
-	err    error
+	index uint32
+	what  order
+	resp  *rpc.DeliverResponse
+	err   error
 }
 
 // follow works on one command until it has ended.
@@ -62,6 +78,7 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 	f := &follower{d: d, hosts: map[uint32]*host{}, backoff: firstRetry, outcomes: make(chan outcome, maxOfCommand)}
 	defer f.wg.Wait()
 	defer cancel()
+	var ended time.Time
 	for {
 		store := d.cfg.Store()
 		changed, abandoned := store.WatchCommand(id), store.Abandoned() // before the read: no change is missed
@@ -71,8 +88,13 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 			return fmt.Errorf("command %s is gone", id)
 		}
 		if !c.Open() {
-			d.cfg.Logger.Info("command finished", "command", id, "document", c.DocumentName)
-			return nil
+			if ended.IsZero() {
+				d.cfg.Logger.Info("command finished", "command", id, "document", c.DocumentName)
+				ended = d.cfg.Now()
+			}
+			if f.tidied(store, c) || d.cfg.Now().Sub(ended) >= tidyTime {
+				return nil
+			}
 		}
 		wait, err := f.step(ctx, store, c)
 		if err != nil {
@@ -101,59 +123,78 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 // step does what is due and says how long to wait for the next thing.
 func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
 	now := f.d.cfg.Now()
-	late := now.UnixNano() >= c.NotAfter
 	trust := store.Trust().Version
-	var ready, cancels []uint32 // hosts to deliver to now, or to stop
-	unheard, open := false, false
+	rows := store.Invocations(c.ID)
+	var due [3][]uint32 // hosts to tell something now, by order
 	var again time.Time // when the next host is due
-	for _, inv := range store.Invocations(c.ID) {
-		open = open || !inv.State.Final()
-		if inv.State.Final() || inv.State == fleet.InProgress {
+	giveUp := c.Created // stamp at which rows are given up, the first of them
+	for first, i := true, 0; i < len(rows); i++ {
+		row := &rows[i]
+		what, wanted := f.order(c, row)
+		h := f.hosts[row.Index]
+		if h == nil && wanted {
+			h = f.host(row.Index)
+		}
+		if wanted && what != h.what {
+			h.turn(what, now)
+		}
+		if !row.State.Final() {
+			at := giveUpAt(c, row, h != nil && h.took, h.since())
+			if first || at < giveUp {
+				giveUp, first = at, false
+			}
+		}
+		if !wanted {
 			continue
 		}
-		h := f.host(inv.Index)
 		if h.stale && h.asked < trust {
 			h.next = time.Time{} // with ours it may say something else: at once, for each version once
 		}
-		cancelling := inv.State.Cancelling()
-		if cancelling && !h.cancel {
-			h.turn()
-		}
-		if inv.State != fleet.CancelInProgress {
-			unheard = unheard || !h.took
-		}
+		late := what == orderDeliver && row.State == fleet.Pending && now.UnixNano() >= c.ReachBy()
 		switch {
-		case h.busy, !cancelling && late:
-		case !cancelling && f.d.cfg.Hold != nil && f.d.cfg.Hold(c.Targets[inv.Index]):
+		case h.busy, late:
+		case what != orderCancel && f.holds(c, row.Index):
 			if look := now.Add(lastRetry); again.IsZero() || look.Before(again) {
 				again = look
 			}
-		case !now.Before(h.next) && cancelling:
-			cancels = append(cancels, inv.Index)
 		case !now.Before(h.next):
-			ready = append(ready, inv.Index)
+			due[what] = append(due[what], row.Index)
 		case again.IsZero() || h.next.Before(again):
 			again = h.next
 		}
 	}
-	due := Due(c, unheard, open)
-	if patient := f.d.since.Add(takeover); c.Created < f.d.since.UnixNano() && due.Before(patient) {
-		due = patient
+	wait := tidyTime
+	if c.Open() {
+		at := time.Unix(0, giveUp).Add(Skew + 1) // Apply wants it to have passed
+		if patient := f.d.since.Add(takeover); c.Created < f.d.since.UnixNano() && at.Before(patient) {
+			at = patient
+		}
+		if !now.Before(at) {
+			_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt, Said: f.said()})
+			return time.Second, err
+		}
+		wait = at.Sub(now)
 	}
-	if !now.Before(due) {
-		_, err := f.d.cfg.Propose(ctx, &entry.Expire{Stamp: now.UnixNano(), Command: c.ID, Attempt: c.Attempt, Said: f.said()})
-		return time.Second, err
-	}
-	wait := due.Sub(now)
 	if !again.IsZero() {
 		wait = min(wait, again.Sub(now))
 	}
-	if n := min(len(cancels), maxOfCommand-f.busy); n > 0 {
-		if err := f.cancel(ctx, store, c, cancels[:n]); err != nil {
+	soon, err := f.turns(ctx, c, rows, now)
+	if err != nil {
+		f.d.cfg.Logger.Debug("turn not decided", "command", c.ID, "err", err)
+	}
+	wait = min(wait, soon)
+	room := func(indexes []uint32) []uint32 { return indexes[:max(0, min(len(indexes), maxOfCommand-f.busy))] }
+	if some := room(due[orderCancel]); len(some) > 0 {
+		if err := f.cancel(ctx, store, c, some); err != nil {
 			return min(wait, time.Second), err
 		}
 	}
-	if len(ready) == 0 || f.busy >= maxOfCommand {
+	if some := room(due[orderRelease]); len(some) > 0 {
+		if err := f.release(ctx, store, c, some); err != nil {
+			return min(wait, time.Second), err
+		}
+	}
+	if len(due[orderDeliver]) == 0 || f.busy >= maxOfCommand {
 		return wait, nil
 	}
 	if now.Before(f.next) {
@@ -165,10 +206,42 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		return min(wait, f.next.Sub(now)), err
 	}
 	f.backoff = firstRetry
-	for _, index := range ready[:min(len(ready), maxOfCommand-f.busy)] {
+	for _, index := range room(due[orderDeliver]) {
 		f.deliver(ctx, store, c, index)
 	}
 	return wait, nil
+}
+
+// order is what a host is to be told now; false if it is told nothing.
+func (f *follower) order(c *fleet.Command, row *fleet.Invocation) (what order, wanted bool) {
+	h := f.hosts[row.Index]
+	switch row.State {
+	case fleet.Pending:
+		return orderDeliver, true
+	case fleet.Released:
+		if h != nil && h.missing {
+			return orderDeliver, true
+		}
+		return orderRelease, true
+	case fleet.CancelPending, fleet.CancelInProgress:
+		return orderCancel, true
+	case fleet.Terminated: // it may wait for a turn that does not come any more
+		return orderCancel, h == nil || !h.tidy
+	}
+	return 0, false
+}
+
+// tidied reports whether all hosts know that wait for a turn that does not come.
+func (f *follower) tidied(store *state.Store, c *fleet.Command) bool {
+	if c.Count(fleet.Terminated) == 0 {
+		return true
+	}
+	for _, row := range store.Invocations(c.ID) {
+		if h := f.hosts[row.Index]; row.State == fleet.Terminated && (h == nil || !h.tidy) {
+			return false
+		}
+	}
+	return true
 }
 
 // said is what hosts answered that did not take the command.
@@ -192,25 +265,21 @@ func (f *follower) host(index uint32) *host {
 	return h
 }
 
-// turn stops delivering to a host: its row was cancelled.
-func (h *host) turn() {
-	h.cancel, h.next, h.backoff = true, time.Time{}, firstRetry
+// turn goes over to telling a host something else. What it was told before does
+// not matter any more, whether it arrived or not.
+func (h *host) turn(what order, now time.Time) {
+	h.what, h.turned, h.next, h.backoff = what, now, time.Time{}, firstRetry
 	if h.busy {
-		h.stop() // whether it arrived is not known, and does not matter any more
+		h.stop()
 	}
 }
 
-// Due is when the quorum next gives up rows of c: those that no host has
-// accepted after NotAfter, all others after Expires, each with Skew.
-func Due(c *fleet.Command, undelivered, open bool) time.Time {
-	at := c.Expires
-	if undelivered {
-		at = c.NotAfter
+// since is when the host began to be told what it is told now.
+func (h *host) since() time.Time {
+	if h == nil {
+		return time.Time{}
 	}
-	if !open {
-		at = c.Created
-	}
-	return time.Unix(0, at).Add(Skew + 1) // Apply wants it to have passed
+	return h.turned
 }
 
 // authorise makes sure that there is a ticket, with a new mint if the newest
@@ -257,7 +326,7 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 	if h := f.host(index); h.stale {
 		req.Trust, h.asked = store.Trust().Raw(), store.Trust().Version
 	}
-	f.send(ctx, outcome{index: index}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
+	f.send(ctx, outcome{index: index, what: orderDeliver}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
 		return f.d.cfg.Deliver(ctx, c.Targets[index], req)
 	})
 }
@@ -281,7 +350,7 @@ func (f *follower) cancel(ctx context.Context, store *state.Store, c *fleet.Comm
 		if h := f.host(index); h.stale {
 			req.Trust, h.asked = store.Trust().Raw(), store.Trust().Version
 		}
-		f.send(ctx, outcome{index: index, cancel: true}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
+		f.send(ctx, outcome{index: index, what: orderCancel}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
 			return f.d.cfg.Cancel(ctx, c.Targets[index], req)
 		})
 	}
@@ -309,7 +378,7 @@ func (f *follower) send(ctx context.Context, o outcome, call func(context.Contex
 	})
 }
 
-// take acts on how one delivery or cancel went.
+// take acts on how one order ended.
 func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
 	h := f.host(o.index)
 	h.busy = false
@@ -317,40 +386,48 @@ func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
 	now := f.d.cfg.Now()
 	answered := f.answered(ctx, c, h, o)
 	h.took = h.took || answered
-	if o.cancel != h.cancel {
-		return // a delivery that a cancel has overtaken: turn said when to go on
+	if o.what != h.what {
+		return // it was overtaken: turn said when to go on
 	}
-	if answered {
+	switch {
+	case h.missing && o.what == orderRelease, answered && h.missing && o.what == orderDeliver:
+		h.missing, h.next = o.what == orderRelease, time.Time{} // deliver it, and then release it, at once
+	case answered:
+		h.tidy = o.what == orderCancel
 		h.next, h.backoff = now.Add(redeliver), firstRetry
-		return
+	default:
+		h.next = now.Add(h.backoff)
+		h.backoff = min(2*h.backoff, lastRetry)
 	}
-	h.next = now.Add(h.backoff)
-	h.backoff = min(2*h.backoff, lastRetry)
 }
 
 // answered reports whether the host took the command or brought its result.
 func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o outcome) bool {
 	log := f.d.cfg.Logger.With("command", c.ID, "node", c.Targets[o.index])
 	if o.err != nil {
-		log.Debug("host did not answer", "cancel", o.cancel, "err", o.err)
+		log.Debug("host did not answer", "order", o.what, "err", o.err)
 		return false
 	}
 	switch o.resp.State {
 	case rpc.DeliverAccepted:
-		if row := f.d.cfg.Store().Invocation(c.ID, o.index); row != nil && c.Hear(row.State, fleet.InProgress) != row.State {
-			f.d.coll.mark(c, o.index)
-		}
+		f.heard(c, o.index, fleet.InProgress)
 		return true
+	case rpc.DeliverStaged:
+		f.heard(c, o.index, fleet.Staged)
+		return o.what == orderDeliver // a release has to come again until it began
+	case rpc.DeliverNotHere:
+		h.missing = true
+		log.Info("host does not hold what it is to begin", "reason", o.resp.Reason)
 	case rpc.DeliverDone, rpc.DeliverRefused:
 		if len(o.resp.Result) == 0 {
 			// It refused without putting its name to it: its trust.json or its
 			// clock may be behind. That is no answer; try again with ours.
 			h.stale, h.said = true, saying("refused: ", o.resp.Reason)
-			log.Warn("host refused without a signed answer", "cancel", o.cancel, "reason", o.resp.Reason)
+			log.Warn("host refused without a signed answer", "order", o.what, "reason", o.resp.Reason)
 			return false
 		}
 		if err := f.d.submit(ctx, c, c.Targets[o.index], o.resp.Result, o.resp.Detail, nil); err != nil {
-			log.Warn("host's answer not taken", "cancel", o.cancel, "err", err)
+			log.Warn("host's answer not taken", "order", o.what, "err", err)
 			return false
 		}
 		return true
@@ -359,6 +436,13 @@ func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o ou
 		log.Debug("host is not ready", "reason", o.resp.Reason)
 	}
 	return false
+}
+
+// heard marks that a host holds the command, if no row says so.
+func (f *follower) heard(c *fleet.Command, index uint32, said fleet.InvocationState) {
+	if row := f.d.cfg.Store().Invocation(c.ID, index); row != nil && c.Hear(row.State, said) != row.State {
+		f.d.coll.mark(c, index, said)
+	}
 }
 
 // saying is a host's answer as it is told to people.

@@ -50,6 +50,7 @@ type world struct {
 
 	host    func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) // a host's answer to a delivery
 	stop    func(n int, req *rpc.CancelRequest) (*rpc.DeliverResponse, error)  // and to a cancel
+	turn    func(n int, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) // and to a release
 	propose func(entry.Body) error                                             // fails a proposal; nil: none fails
 	keep    func([]byte) error                                                 // fails to keep details; nil: none fails
 
@@ -93,6 +94,9 @@ func newWorld(t testing.TB, n int) *world {
 		return nil, errors.New("nobody there")
 	}
 	w.stop = func(int, *rpc.CancelRequest) (*rpc.DeliverResponse, error) {
+		return nil, errors.New("nobody there")
+	}
+	w.turn = func(int, *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
 		return nil, errors.New("nobody there")
 	}
 	now := time.Now()
@@ -192,17 +196,25 @@ func (w *world) must(body entry.Body) any {
 // run.
 func (w *world) send(n int) *fleet.Command {
 	w.t.Helper()
-	request, err := json.Marshal(entry.SendCommandV1{
+	return w.sendWith(n, func(*entry.SendCommandV1) {})
+}
+
+// sendWith is send; change edits the request.
+func (w *world) sendWith(n int, change func(*entry.SendCommandV1)) *fleet.Command {
+	w.t.Helper()
+	req := entry.SendCommandV1{
 		DocumentName: "AWS-RunShellScript", DocumentHash: fleet.Sum([]byte(document)).String(), DocumentHashType: "Sha256",
 		Targets:    []fleet.Target{{Key: "InstanceIds", Values: []string{"*"}}},
 		Parameters: map[string][]string{"commands": {"true"}}, TimeoutSeconds: 60, MaxConcurrency: "100%", MaxErrors: "100%",
-	})
+	}
+	change(&req)
+	request, err := json.Marshal(req)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	now := time.Now()
 	proof := identity.SignProof(operatorKey, identity.Proof{
-		Fleet: fleetID, Operator: "ada", Operation: "SendCommand", Body: fleet.Sum(request), Nonce: [16]byte{byte(n)},
+		Fleet: fleetID, Operator: "ada", Operation: "SendCommand", Body: fleet.Sum(request), Nonce: [16]byte{byte(n), byte(n >> 8), byte(n >> 16)},
 		NotAfter: now.Add(5 * time.Minute).UnixNano(),
 	})
 	return w.must(&entry.SendCommand{
@@ -249,6 +261,16 @@ func (w *world) config() Config {
 			stop := w.stop
 			w.mu.Unlock()
 			return stop(n, req)
+		},
+		SignRelease: func(c *fleet.Command, released int64, indexes []uint32) ([]byte, error) {
+			trust := w.store().Trust()
+			return ticket.SignRelease(key('Q', 0), ticket.ReleaseOf(c, trust.Fleet, trust.Epoch, released, indexes)), nil
+		},
+		Release: func(_ context.Context, to fleet.NodeID, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
+			w.mu.Lock()
+			turn := w.turn
+			w.mu.Unlock()
+			return turn(w.hosts[to], req)
 		},
 		Keep: func(b []byte) error {
 			w.mu.Lock()
