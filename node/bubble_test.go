@@ -45,6 +45,9 @@ type bubble struct {
 	mu     sync.Mutex    // guards what follows
 	takes  time.Duration // what a child takes; 0: runTime
 	runs   map[string]int
+	atWork map[fleet.CommandID]int  // children that run, over all hosts
+	peak   map[fleet.CommandID]int  // the most at once
+	fails  map[string]bool          // hosts whose children fail
 	skewed map[string]time.Duration // how far a host's clock is off
 	blows  blows
 }
@@ -57,7 +60,7 @@ const (
 func newBubble(t *testing.T, voters, agents int) *bubble {
 	t.Helper()
 	b := &bubble{
-		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
+		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{}, atWork: map[fleet.CommandID]int{}, peak: map[fleet.CommandID]int{}, fails: map[string]bool{},
 		skewed: map[string]time.Duration{}, blows: newBlows(),
 	}
 	b.net.SetLatency(time.Millisecond)
@@ -163,8 +166,10 @@ func (b *bubble) child(ctx context.Context, name string, spec process.Spec) (pro
 	}
 	b.mu.Lock()
 	dead, takes := b.blows.dead[name], b.takes
+	fails := b.fails[name]
 	if !dead {
 		b.runs[string(commandOf(spec.Env))+" "+name]++
+		defer b.witness(commandOf(spec.Env))()
 	}
 	b.mu.Unlock()
 	if dead { // what goes on in its goroutines is no more of this world
@@ -179,6 +184,9 @@ func (b *bubble) child(ctx context.Context, name string, spec process.Spec) (pro
 		return process.Exit{Code: 137, Signal: 9, Cancelled: true}, nil
 	}
 	fmt.Fprintf(spec.Stdout, "hello from %s\n", name)
+	if fails {
+		return process.Exit{Code: 1}, nil
+	}
 	return process.Exit{}, nil
 }
 

@@ -156,7 +156,7 @@ const (
 	reasonNotTaken     = "the host did not take the command before the time to deliver was over; its last answer: "
 	reasonNotReported  = "the host took the command, but no result came before the command expired"
 	reasonNoTurn       = "its turn did not come before the time to begin was over"
-	reasonNotReleased  = "it was not begun: %d targets failed, which is more than MaxErrors %s"
+	reasonNotReleased  = "it was not begun: %d failed, more than MaxErrors %s"
 )
 
 // expire ends the rows whose time has passed, and Skew: those that were never

@@ -99,7 +99,7 @@ func TestRelease(t *testing.T) {
 	w.refused(w.release(1, 4), fleet.Conflict)
 	w.must(w.said(1, ok, 1))
 	w.wantStates("who ran has ended", 1, no, ok, no, ok, tm, tm)
-	if row := w.fsm.Store().Invocation(c.ID, 4); !strings.Contains(row.Reason, "2 targets failed, which is more than MaxErrors 1") || row.Decided == 0 {
+	if row := w.fsm.Store().Invocation(c.ID, 4); !strings.Contains(row.Reason, "2 failed, more than MaxErrors 1") || row.Decided == 0 {
 		t.Errorf("row %+v", row)
 	}
 	if w.command(1).Open() {

@@ -234,12 +234,17 @@ func wholeRunes(b []byte) []byte {
 
 func commandEvent(cmd *fleet.Command) fleet.CommandEvent {
 	view := control.CommandView(cmd)
-	return fleet.CommandEvent{
+	e := fleet.CommandEvent{
 		CommandId: cmd.ID, Status: view.Status, StatusDetails: view.StatusDetails, TargetCount: view.TargetCount,
 		CompletedCount: view.CompletedCount, SuccessCount: cmd.Count(fleet.Success), ErrorCount: view.ErrorCount,
 		DeliveryTimedOutCount: view.DeliveryTimedOutCount, InProgressCount: cmd.Count(fleet.InProgress), CancellingCount: cmd.Count(fleet.CancelPending, fleet.CancelInProgress), Ended: !cmd.Open(),
-		GivenUp: fleet.InstantOf(cmd.NotAfter + int64(entry.Skew)),
+		GivenUp:     fleet.InstantOf(cmd.ReachBy() + int64(entry.Skew)),
+		StagedCount: cmd.Count(fleet.Staged), ReleasedCount: cmd.Count(fleet.Released), TerminatedCount: cmd.Count(fleet.Terminated),
 	}
+	if cmd.Staged() {
+		e.MaxConcurrency, e.MaxErrors = cmd.MaxConcurrency, cmd.MaxErrors
+	}
+	return e
 }
 
 // send writes one server-sent event; JSON has no line breaks.

@@ -61,6 +61,20 @@ func (a *answers) missing() []string {
 	return all
 }
 
+// busy are the missing whose turn has come, if the others wait for theirs.
+func (a *answers) busy() []string {
+	if a.counts.StagedCount == 0 {
+		return a.missing()
+	}
+	var all []string
+	for id, i := range a.open {
+		if i.StatusDetails != fleet.Staged.Details() {
+			all = append(all, firstOf(i.Name, string(id)))
+		}
+	}
+	return all
+}
+
 // argument is what names a host in a command line: its name, its ID where
 // several have that name.
 func (a *answers) argument(i fleet.InvocationEvent) string {
@@ -311,7 +325,7 @@ var remedies = map[string]string{
 	"Undeliverable":     "it refused to start it, for the reason given; nothing ran there",
 	"Interrupted":       "the host stopped in the middle; it is not run again by itself: look there, then fleet command rerun %s --node NODE",
 	"Cancelled":         "it was cancelled; to run it there after all: fleet command rerun %s --failed",
-	"Terminated":        "it was not started: too many others had failed",
+	"Terminated":        "it was not started: too many others had failed; when that is mended: fleet command rerun %s --failed",
 	"InvalidPlatform":   "the document does not run on this platform",
 }
 

@@ -289,6 +289,18 @@ func TestProgressText(t *testing.T) {
 	if got, want := progressText(a, 10*time.Second, now), "1 of 4 done, 1 running, 10s, 2 not reached, given up in 80s, waiting for web[1-2]"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+	a.counts = fleet.CommandEvent{TargetCount: 40, CompletedCount: 12, ErrorCount: 1, InProgressCount: 3, ReleasedCount: 1, StagedCount: 24}
+	a.open = map[fleet.NodeID]fleet.InvocationEvent{
+		"a": {Name: "web1", StatusDetails: "InProgress"}, "b": {Name: "web2", StatusDetails: "Released"}, "c": {Name: "web3", StatusDetails: "Staged"},
+	}
+	if got, want := progressText(a, time.Minute, now), "12 of 40 done, 1 failed, 3 running, 1 to begin, 24 waiting for their turn, 60s (0.2/s, about 2m left), waiting for web[1-2]"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	a.counts = fleet.CommandEvent{TargetCount: 40, CompletedCount: 38, ErrorCount: 3, InProgressCount: 2, TerminatedCount: 20}
+	delete(a.open, "c")
+	if got, want := progressText(a, time.Minute, now), "38 of 40 done, 3 failed, 2 running, stopped after too many errors"; !strings.HasPrefix(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 func TestCSVCell(t *testing.T) {

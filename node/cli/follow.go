@@ -28,7 +28,7 @@ func (e *env) launch(c *cli.Context, api *client.Client, req *ssm.SendCommandReq
 		return fleet.Errorf(fleet.NotFound, "no node matches").WithHint("see the labels: fleet node ls")
 	}
 	if c.Bool("dry-run") {
-		return e.dryRun(c, nodes)
+		return e.dryRun(c, req, nodes)
 	}
 	if err := e.confirmMany(c, len(nodes)); err != nil {
 		return err
@@ -289,6 +289,15 @@ func progressText(a *answers, elapsed time.Duration, now time.Time) string {
 	if running := a.counts.InProgressCount; running > 0 {
 		text += fmt.Sprintf(", %d running", running)
 	}
+	if silent := a.counts.ReleasedCount; silent > 0 {
+		text += fmt.Sprintf(", %d to begin", silent)
+	}
+	if waiting := a.counts.StagedCount; waiting > 0 {
+		text += fmt.Sprintf(", %d waiting for their turn", waiting)
+	}
+	if a.counts.TerminatedCount > 0 {
+		text += ", stopped after too many errors"
+	}
 	text += ", " + short(elapsed)
 	if done >= 5 && done < all && elapsed >= time.Second {
 		rate := float64(done) / elapsed.Seconds()
@@ -296,11 +305,11 @@ func progressText(a *answers, elapsed time.Duration, now time.Time) string {
 	}
 	// A host that is down is waited for until it may not start any more: a wait
 	// that nobody can explain looks like one without an end.
-	away := all - done - a.counts.InProgressCount - a.counts.CancellingCount
+	away := all - done - a.counts.InProgressCount - a.counts.CancellingCount - a.counts.StagedCount - a.counts.ReleasedCount
 	if left := time.Unix(0, a.counts.GivenUp.Nanos()).Sub(now); away > 0 && elapsed >= saysWhy && left > 0 {
 		text += fmt.Sprintf(", %d not reached, given up in %s", away, short(left))
 	}
-	if missing := a.missing(); len(missing) > 0 {
+	if missing := a.busy(); len(missing) > 0 {
 		text += ", waiting for " + foldNames(missing)
 	}
 	return text

@@ -17,8 +17,9 @@ import (
 func (e *env) rerunCommand() *cli.Command {
 	return leaf(&cli.Command{
 		Name: "rerun", ArgsUsage: "COMMAND", Usage: "run a command again, as a new one",
-		Description: `The same document and parameters, as the same user, on the same targets: what
-labels selected is looked up again, hosts that were named are those hosts.
+		Description: `The same document and parameters, as the same user, with the same --concurrency
+and --max-errors, on the same targets: what labels selected is looked up again,
+hosts that were named are those hosts.
 --failed runs it only on the hosts of the command that did not succeed, --node
 only on some of its hosts. It is shown and asked about as "fleet run" does.
 
@@ -34,7 +35,7 @@ Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
 			&cli.BoolFlag{Name: "failed", Usage: "only on hosts that ended otherwise than with Success"},
 			&cli.StringSliceFlag{Name: "node", Aliases: []string{"w"}, Usage: "only on the hosts `SET` of those that had it"},
 			&cli.StringFlag{Name: "timeout", Usage: "it is ended on a host after `DURATION`, 5s to 48h (default: as before)"},
-		}, sendFlags(), answerFlags(), outputFlag(), clientFlags()),
+		}, paceFlags("as before"), sendFlags(), answerFlags(), outputFlag(), clientFlags()),
 	}, 1, 1, e.rerun)
 }
 
@@ -53,6 +54,9 @@ func (e *env) rerun(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := paceOf(c, &ssm.SendCommandRequest{}, fleet.Unlimited, fleet.Unlimited); err != nil {
+		return err
+	}
 	api, id, end, err := e.reachCommand(c)
 	if err != nil {
 		return err
@@ -65,7 +69,10 @@ func (e *env) rerun(c *cli.Context) error {
 	old := d.Command
 	req := &ssm.SendCommandRequest{
 		DocumentName: old.DocumentName, DocumentVersion: old.DocumentVersion, Parameters: old.Parameters, RunAs: old.RunAs,
-		Comment: old.Comment, TimeoutSeconds: int(deliver / time.Second), MaxConcurrency: unlimited, MaxErrors: unlimited,
+		Comment: old.Comment, TimeoutSeconds: int(deliver / time.Second),
+	}
+	if err := paceOf(c, req, old.MaxConcurrency, old.MaxErrors); err != nil {
+		return err
 	}
 	if timeout != nil {
 		req.Parameters = maps.Clone(req.Parameters)

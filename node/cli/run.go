@@ -25,7 +25,6 @@ const (
 	leastDelivery   = 30 * time.Second
 	askFrom         = 51 // targets
 	maxScript       = 48 << 10
-	unlimited       = "100%" // of concurrency and of errors
 	sayWhatRunsHint = "fleet run --all -- uname -r"
 )
 
@@ -57,6 +56,12 @@ which command and host it is) and what --env adds: values arrive byte for byte,
 whatever they hold. They are kept with the command, for every operator to read:
 they are no place for secrets.
 
+--concurrency runs it on some hosts at a time, --max-errors ends that when too
+many have failed: those that run go on, the others end as Terminated. All hosts
+take the command at once and wait; the first to run is one alone, then two more
+for each that begins, up to the limit. A host that falls silent in its turn keeps
+its place until its time is over, so that there are never more.
+
 The command is a decided thing of its own: Ctrl-C on a terminal asks whether to
 cancel it or only to stop waiting; elsewhere it stops waiting. The command goes
 on unless it is cancelled, and "fleet command attach" waits for it again.
@@ -66,6 +71,7 @@ Examples:
   fleet run 'web[01-20]!web07' -- systemctl is-active nginx
   fleet run --label env=prod --label role=web,api --diff -- cat /etc/resolv.conf
   fleet run --node web1,web2 --timeout 10m -- 'apt-get update && apt-get -y upgrade'
+  fleet run --label role=web --concurrency 10% --max-errors 2 -- apt-get -y upgrade
   fleet run --all --exclude db1 --env "WHO=$USER" --script ./check.sh
 
 Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
@@ -79,7 +85,7 @@ Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
 			&cli.StringFlag{Name: "user", Aliases: []string{"u"}, Usage: "run as `USER` of the host instead of root"},
 			&cli.StringFlag{Name: "workdir", Usage: "begin in `DIRECTORY` of the host (default: the home of its user)"},
 			&cli.StringFlag{Name: "comment", Usage: "`TEXT` that is kept with the command"},
-		}, sendFlags(), answerFlags(), outputFlag(), clientFlags()),
+		}, paceFlags("all"), sendFlags(), answerFlags(), outputFlag(), clientFlags()),
 	}, 0, -1, e.run)
 }
 
@@ -87,7 +93,7 @@ Exit codes: 0 all succeeded, 1 the request failed or the waiting ended,
 func sendFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "deliver-within", Value: "60s",
-			Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more (default 60s)"},
+			Usage: "do not start it on hosts that are not reached within `DURATION`, 30s or more, of sending it and of their turn (default 60s)"},
 		&cli.BoolFlag{Name: "detach", Usage: "do not wait for answers; print the command's ID"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "list the hosts that would run it, and stop"},
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask, however many hosts there are"},
@@ -165,7 +171,10 @@ func (e *env) sendRequest(c *cli.Context, words []string) (*ssm.SendCommandReque
 	}
 	req := &ssm.SendCommandRequest{
 		DocumentName: shellDocument, Parameters: map[string][]string{"commands": {text}}, TimeoutSeconds: int(deliver / time.Second),
-		Comment: c.String("comment"), RunAs: c.String("user"), MaxConcurrency: unlimited, MaxErrors: unlimited,
+		Comment: c.String("comment"), RunAs: c.String("user"),
+	}
+	if err := paceOf(c, req, fleet.Unlimited, fleet.Unlimited); err != nil {
+		return nil, err
 	}
 	if timeout != nil {
 		req.Parameters["executionTimeout"] = timeout
@@ -308,7 +317,7 @@ func checkText(s string) error {
 }
 
 // dryRun lists who would run a command.
-func (e *env) dryRun(c *cli.Context, nodes []fleet.NodeView) error {
+func (e *env) dryRun(c *cli.Context, req *ssm.SendCommandRequest, nodes []fleet.NodeView) error {
 	return e.print(c, result{value: fleet.DescribeNodesResult{Nodes: nodes}, names: nodeNames(nodes), table: func(w io.Writer) {
 		t := newTable("NAME", "ID", "LABELS")
 		slices.SortFunc(nodes, func(a, b fleet.NodeView) int { return naturalCompare(a.Name, b.Name) })
@@ -316,6 +325,10 @@ func (e *env) dryRun(c *cli.Context, nodes []fleet.NodeView) error {
 			t.add(n.Name, string(n.InstanceId), labelText(n.Labels))
 		}
 		t.write(w)
-		fmt.Fprintf(e.err, "%s would run it\n", count(len(nodes), "host"))
+		text := count(len(nodes), "host") + " would run it"
+		if pace := paceText(req.MaxConcurrency, req.MaxErrors, len(nodes)); pace != "" {
+			text += ": " + pace
+		}
+		fmt.Fprintln(e.err, text)
 	}})
 }

@@ -109,9 +109,6 @@ func (c *Control) sendCommand(ctx context.Context, body, proof []byte) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	if req.MaxConcurrency != fleet.Unlimited || req.MaxErrors != fleet.Unlimited {
-		return nil, fleet.CodeErrorf(fleet.Invalid, "ValidationException", "rate control is not built yet: MaxConcurrency and MaxErrors must be 100%%")
-	}
 	content, version, ok := document.Builtin(req.DocumentName)
 	if !ok {
 		return nil, fleet.CodeErrorf(fleet.NotFound, "InvalidDocument", "no document %q", req.DocumentName).

@@ -58,13 +58,15 @@ func CommandStatus(c *fleet.Command) (status, details string) {
 	switch {
 	case c.Cancelled():
 		return "Cancelling", "Cancelling"
-	case c.Open() && count(fleet.Pending) == total:
+	case c.Open() && count(fleet.Pending, fleet.Staged) == total:
 		return "Pending", "Pending"
 	case c.Open():
 		return "InProgress", "InProgress"
 	case total == 0:
 		return "Failed", "NoInstancesInTag"
 	}
+	// The limit is passed, not reached: with 0 none may be so.
+	_, limit := c.Limits()
 	refused := count(fleet.Undeliverable, fleet.InvalidPlatform)
 	switch success := count(fleet.Success); {
 	case success == total, success > 0 && success+refused == total:
@@ -73,12 +75,14 @@ func CommandStatus(c *fleet.Command) (status, details string) {
 		return "Failed", "Undeliverable"
 	case count(fleet.Cancelled) > 0 && count(fleet.Cancelled)+success+refused == total:
 		return "Cancelled", "Cancelled" // before it was completed; nothing else went wrong
-	case count(fleet.DeliveryTimedOut) == total:
-		return "TimedOut", "DeliveryTimedOut"
-	case count(fleet.ExecutionTimedOut) == total:
-		return "TimedOut", "ExecutionTimedOut"
-	case count(fleet.Failed, fleet.Interrupted, fleet.Terminated)+refused == total:
+	case count(fleet.Failed, fleet.Interrupted) > limit:
 		return "Failed", "Failed"
+	case count(fleet.ExecutionTimedOut) == total, count(fleet.ExecutionTimedOut) > limit:
+		return "TimedOut", "ExecutionTimedOut"
+	case c.Failures() > limit, count(fleet.Failed, fleet.Interrupted, fleet.Terminated)+refused == total:
+		return "Failed", "Failed"
+	case count(fleet.DeliveryTimedOut) == total, count(fleet.DeliveryTimedOut) > limit:
+		return "TimedOut", "DeliveryTimedOut"
 	default:
 		return "Failed", "Incomplete"
 	}

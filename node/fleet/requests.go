@@ -244,6 +244,11 @@ type CommandEvent struct {
 	ErrorCount            int       `json:"ErrorCount"`
 	DeliveryTimedOutCount int       `json:"DeliveryTimedOutCount"`
 	InProgressCount       int       `json:"InProgressCount"`
+	StagedCount           int       `json:"StagedCount,omitempty"`     // have it and wait for their turn
+	ReleasedCount         int       `json:"ReleasedCount,omitempty"`   // their turn came, and they were not heard since
+	TerminatedCount       int       `json:"TerminatedCount,omitempty"` // never began: too many others had failed
+	MaxConcurrency        string    `json:"MaxConcurrency,omitempty"`  // of a command with limits
+	MaxErrors             string    `json:"MaxErrors,omitempty"`
 	CancellingCount       int       `json:"CancellingCount,omitempty"`
 	Ended                 bool      `json:"Ended,omitempty"`
 
