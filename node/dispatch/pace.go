@@ -29,12 +29,13 @@ const (
 // is decided and nothing else: so whoever leads goes on where the last leader
 // stopped. At most MaxConcurrency may be at it. At first one begins, and for each
 // that is heard to have begun or ended two more, so that the waves are 1, 2, 4,
-// ... as in SSM: a mistake that no host can run meets one host, not all that may
-// run at once. After too many errors none begins.
+// ... as in SSM: a mistake that no host survives meets one host, not all that may
+// run at once. One that says nothing until it may not begin any more keeps its
+// place, but does not hold up the waves. After too many errors none begins.
 //
-// held reports that a target is not to begin now. It is the one thing here that
-// is not decided, and can only make the answer smaller.
-func nextTurns(c *fleet.Command, rows []fleet.Invocation, held func(index uint32) bool) []uint32 {
+// held reports that a target is not to begin now. It and now are all that is not
+// decided, and neither can make more run than may.
+func nextTurns(c *fleet.Command, rows []fleet.Invocation, now int64, held func(index uint32) bool) []uint32 {
 	if !c.Staged() || c.Stopped() {
 		return nil
 	}
@@ -43,7 +44,7 @@ func nextTurns(c *fleet.Command, rows []fleet.Invocation, held func(index uint32
 	for i := range rows {
 		if row := &rows[i]; row.Released != 0 {
 			released++
-			if row.State == fleet.InProgress || row.State.Final() {
+			if row.State == fleet.InProgress || row.State.Final() || now > c.StartBy(row.Released)+int64(Skew) {
 				heard++
 			}
 		}
@@ -81,12 +82,15 @@ func giveUpAt(c *fleet.Command, row *fleet.Invocation, took bool, cancelled time
 
 // turns decides whose turn has come, and says how long to wait for that.
 func (f *follower) turns(ctx context.Context, c *fleet.Command, rows []fleet.Invocation, now time.Time) (time.Duration, error) {
-	next := nextTurns(c, rows, func(index uint32) bool { return f.holds(c, index) })
+	if c.Count(fleet.Staged) == 0 {
+		return time.Hour, nil // what is decided wakes us
+	}
+	next := nextTurns(c, rows, now.UnixNano(), func(index uint32) bool { return f.holds(c, index) })
 	limit, _ := c.Limits()
 	switch {
 	case len(next) == 0 || now.UnixNano() >= c.NotAfter:
 		f.turnAt = time.Time{}
-		return lastRetry, nil // what is decided wakes us, but not that a host is held no more
+		return lastRetry, nil // that a host is held no more, or too late to begin, does not wake us
 	case f.turnAt.IsZero() && len(next) < limit:
 		f.turnAt = now.Add(turnBatch)
 	}

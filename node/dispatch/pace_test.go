@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -66,15 +67,36 @@ func TestNextTurns(t *testing.T) {
 			}
 			c.Counts[s]++
 		}
-		if got := nextTurns(c, rows, func(uint32) bool { return false }); !slices.Equal(got, tc.want) {
+		if got := nextTurns(c, rows, 0, func(uint32) bool { return false }); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
 		// Who is held is passed over, and nobody else loses by it.
-		for _, index := range nextTurns(c, rows, func(i uint32) bool { return i%2 == 1 }) {
+		for _, index := range nextTurns(c, rows, 0, func(i uint32) bool { return i%2 == 1 }) {
 			if index%2 == 1 {
 				t.Errorf("%s: %d is held and released", tc.name, index)
 			}
 		}
+	}
+}
+
+// TestSilentFirst: the first of all is never heard of. The others wait until it
+// may not begin any more, and then go on around it.
+func TestSilentFirst(t *testing.T) {
+	c := &fleet.Command{
+		MaxConcurrency: "3", MaxErrors: "100%", DeliverySeconds: 60, NotAfter: 1 << 62, Targets: make([]fleet.NodeID, 5), Counts: make([]uint32, 15),
+	}
+	c.Counts[fleet.Released], c.Counts[fleet.Staged] = 1, 4
+	rows := []fleet.Invocation{{State: fleet.Released, Released: 5}}
+	for i := range uint32(4) {
+		rows = append(rows, fleet.Invocation{Index: i + 1, State: fleet.Staged})
+	}
+	late := 5 + int64(time.Minute) + int64(Skew)
+	nobody := func(uint32) bool { return false }
+	if got := nextTurns(c, rows, late, nobody); got != nil {
+		t.Errorf("at the last moment: %v", got)
+	}
+	if got := nextTurns(c, rows, late+1, nobody); !slices.Equal(got, []uint32{1, 2}) {
+		t.Errorf("after that: %v", got)
 	}
 }
 
@@ -124,6 +146,7 @@ type model struct {
 	seed    uint64
 	rand    *rand.Rand
 	hosts   []*modelHost
+	stopped int64 // stamp when too many errors were first seen; 0: they are not
 	running int
 	peak    int
 	begun   int
@@ -174,6 +197,9 @@ func (m *model) begin(i int) {
 	if row := m.row(i); row.Released == 0 {
 		m.t.Errorf("seed %d: host %d runs and was never released: %+v", m.seed, i, row)
 	}
+	if row := m.row(i); m.stopped != 0 && row.Released > m.stopped {
+		m.t.Errorf("seed %d: host %d was released %s after too many errors", m.seed, i, time.Duration(row.Released-m.stopped))
+	}
 	if h.runs > 1 {
 		m.t.Errorf("seed %d: host %d runs for the %d. time", m.seed, i, h.runs)
 	}
@@ -181,6 +207,9 @@ func (m *model) begin(i int) {
 
 // live lets time pass on the hosts: what ends by now has ended.
 func (m *model) live() {
+	if m.stopped == 0 && m.w.store().Command(m.c.ID).Stopped() {
+		m.stopped = time.Now().UnixNano()
+	}
 	for _, h := range m.hosts {
 		if !h.running || time.Now().Before(h.ends) {
 			continue
@@ -234,9 +263,12 @@ func (m *model) check() {
 // time, or two, or none. Whatever happens, not more than MaxConcurrency run, none
 // runs twice, none begins that was not released, and every row ends.
 func TestPaceAgainstModel(t *testing.T) {
-	runs := uint64(3000)
-	if testing.Short() {
-		runs = 300
+	runs := uint64(1000)
+	switch {
+	case os.Getenv("FLEET_SCALE") != "":
+		runs = 5000
+	case testing.Short():
+		runs = 200
 	}
 	const ofWorld = 100
 	began, stopped, full := 0, 0, 0
@@ -297,7 +329,7 @@ func paceOnce(t *testing.T, w *world, seed uint64) *model {
 		h := m.hosts[i]
 		switch r.IntN(12) {
 		case 0, 1, 2: // a leader decides
-			if next := nextTurns(row, store.Invocations(c.ID), func(uint32) bool { return r.IntN(10) == 0 }); len(next) > 0 {
+			if next := nextTurns(row, store.Invocations(c.ID), time.Now().UnixNano(), func(uint32) bool { return r.IntN(10) == 0 }); len(next) > 0 {
 				decide(&entry.Release{Stamp: time.Now().UnixNano(), Command: c.ID, Attempt: 1, Indexes: next})
 			}
 		case 3, 4, 5: // and speaks
