@@ -79,7 +79,7 @@ func TestRollout(t *testing.T) {
 		return began, peak
 	}
 
-	last, states, staged := wait(send("sleep 0.3", "2", "1"))
+	last, states, staged := wait(send("sleep 1", "2", "1"))
 	if began, peak := seen(); began != 7 || peak != 2 || states["Success"] != 7 || last.Status != "Success" || staged == 0 || last.MaxConcurrency != "2" {
 		t.Errorf("%d began, %d at once, %v, %d waited, %+v", began, peak, states, staged, last)
 	}
