@@ -41,7 +41,7 @@ var rows = []row{
 		"node/stagger",
 	}},
 	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets", "node/service"}},
-	{"1c", []string{"raftfsm", "gossip", "node/transport", "node/inventory", "node/journal", "node/presence"}},
+	{"1c", []string{"raftfsm", "gossip", "node/transport", "node/inventory", "node/journal", "node/presence", "node/upgrade"}},
 	{"2", []string{"raftfsm/quorum", "node/rpc", "node/runcmd", "node/api/client", "node/backup"}},
 	{"3", []string{
 		"node/control", "node/cosign", "node/dispatch", "node/enrol", "node/session", "node/patch", "node/statemgr",

@@ -76,6 +76,15 @@ func (n OperatorName) String() string  { return string(n) }
 func (k KeyID) String() string         { return hex.EncodeToString(k[:]) }
 func (d Digest) String() string        { return hex.EncodeToString(d[:]) }
 
+// ParseDigest reads what Digest.String wrote: 64 lower-case hex digits.
+func ParseDigest(s string) (Digest, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(Digest{}) || hex.EncodeToString(b) != s {
+		return Digest{}, Errorf(Invalid, "%.80q is not a SHA-256 in lower-case hex", s)
+	}
+	return Digest(b), nil
+}
+
 // IsZero reports whether no digest was set.
 func (d Digest) IsZero() bool { return d == Digest{} }
 

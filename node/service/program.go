@@ -48,7 +48,7 @@ func (p program) mustCopy(ctx context.Context, spec Spec) (bool, error) {
 		return true, nil
 	}
 	other := p.installedVersion(ctx)
-	newer, known := newerVersion(other, spec.Version)
+	newer, known := NewerVersion(other, spec.Version)
 	if !known { // builds without a release number: by their age
 		newer = there.ModTime().After(mine.ModTime())
 	}
@@ -73,9 +73,9 @@ func (p program) installedVersion(ctx context.Context) string {
 	return v.Version
 }
 
-// newerVersion compares release numbers, "1.2.3" or "v1.2.3-rc.1"; known is
+// NewerVersion compares release numbers, "1.2.3" or "v1.2.3-rc.1"; known is
 // false unless both are such.
-func newerVersion(a, b string) (newer, known bool) {
+func NewerVersion(a, b string) (newer, known bool) {
 	x, okA := release(a)
 	y, okB := release(b)
 	if !okA || !okB {

@@ -351,3 +351,39 @@ func TestNotify(t *testing.T) {
 		t.Errorf("without a manager: %v", err)
 	}
 }
+
+func TestGuardService(t *testing.T) {
+	h := newHost(t)
+	must(t, h.Guard(t.Context(), []string{"/usr/bin/fleet.previous", "__upgrade-guard", "/srv/a b/$x"}))
+	text := h.read(t, guardUnit)
+	if !strings.Contains(text, `ExecStart=/usr/bin/fleet.previous __upgrade-guard "/srv/a b/$$x"`+"\n") || !strings.Contains(text, "WantedBy=multi-user.target") {
+		t.Errorf("the guard's service file:\n%s", text)
+	}
+	var verbs []string
+	for _, c := range h.calls {
+		verbs = append(verbs, strings.TrimPrefix(c, systemctl+" --no-ask-password "))
+	}
+	if want := []string{"daemon-reload", "enable fleet-upgrade.service", "restart fleet-upgrade.service"}; !slices.Equal(verbs, want) {
+		t.Errorf("calls %q, want %q", verbs, want)
+	}
+	must(t, h.Unguard(t.Context()))
+	if h.exists(guardUnit) {
+		t.Error("the guard's service file is still there")
+	}
+	h.calls = nil
+	must(t, h.Unguard(t.Context()))
+	if len(h.calls) != 0 {
+		t.Errorf("without a guard: %q", h.calls)
+	}
+	h.fails["restart fleet-upgrade.service"] = "it does not start"
+	if err := h.Guard(t.Context(), []string{"/usr/bin/fleet.previous"}); err == nil || h.exists(guardUnit) {
+		t.Errorf("a guard that does not start: %v, and its file is there: %t", err, h.exists(guardUnit))
+	}
+	h.answers["--property=MainPID"] = "MainPID=42\n"
+	if err := h.Runs(t.Context(), 42); err != nil {
+		t.Errorf("its own process: %v", err)
+	}
+	if err := h.Runs(t.Context(), 43); fleet.KindOf(err) != fleet.Unavailable || !strings.Contains(fleet.HintOf(err), "--foreground") {
+		t.Errorf("another's: %v", err)
+	}
+}
