@@ -45,7 +45,7 @@ func (r *Runner) work(ctx context.Context) {
 func (r *Runner) next(ctx context.Context) (journal.Key, context.Context, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.queue) == 0 {
+	if len(r.queue) == 0 || r.sole != nil {
 		return journal.Key{}, nil, false
 	}
 	k := r.queue[0]
@@ -63,6 +63,9 @@ func (r *Runner) leave(k journal.Key) {
 	defer r.mu.Unlock()
 	r.running[k](nil)
 	delete(r.running, k)
+	if r.sole != nil {
+		signal(r.sole)
+	}
 }
 
 // execute brings one accepted command to its result, or leaves it as it is
@@ -252,7 +255,7 @@ func (r *Runner) runSteps(ctx context.Context, k journal.Key, j *job) (details [
 			o = StoppedOutcome(ctx, -1)
 		} else {
 			task := &Task{
-				Command: k.Command, Step: s, Number: i, Account: j.account, Env: j.env, Limits: r.cfg.Limits,
+				Command: k.Command, Attempt: k.Attempt, Alone: r.alone, Step: s, Number: i, Account: j.account, Env: j.env, Limits: r.cfg.Limits,
 				Dir: dir, DirPath: path, Start: r.starter(k, j),
 			}
 			o, stdout, stderr = r.runStep(ctx, task, inline)

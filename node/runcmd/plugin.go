@@ -37,6 +37,7 @@ func (p Plugins) know(action string) knowledge {
 // Task is one step that a plugin is to run.
 type Task struct {
 	Command fleet.CommandID
+	Attempt uint32
 	Step    *document.Step
 	Number  int // of the step in its document, from 0
 
@@ -50,6 +51,11 @@ type Task struct {
 	DirPath string
 
 	Stdout, Stderr io.Writer // never fail
+
+	// Alone waits until no other command runs on this host, and lets none begin
+	// until release is called: for a step that ends the agent, which would cut
+	// them off. It fails when another step waits or is alone already.
+	Alone func(ctx context.Context) (release func(), err error)
 
 	// Start starts a process of this step, under its account, and waits for
 	// it. An error means that nothing ran.

@@ -170,6 +170,7 @@ type Runner struct {
 	open       int                                     // accepted, without a result
 	fresh      []journal.Key                           // finished, the reporter has not seen them yet
 	unreported int                                     // finished and not acknowledged
+	sole       chan struct{}                           // nil unless a step is alone or waits to be; told when a command has left
 }
 
 // New opens the runner's directory and takes up what the journal holds. It
