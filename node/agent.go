@@ -39,7 +39,7 @@ func (n *Node) buildAgent() error {
 		Self: n.info.Node, Fleet: n.info.Fleet, Key: n.key, Journal: n.journal, Blobs: n.blobs, Dir: n.dir.File("work"),
 		Trust: n.trust.Load, Clock: fleetTime{n}, Report: n.report, Starter: n.starter(), Now: n.cfg.Now,
 		Cgroups: n.cfg.Cgroups, Limits: n.cfg.Limits,
-		Space:  n.disk.Check,
+		Space: n.disk.Check, Plugins: n.plugins(),
 		Logger: n.log.With("component", "runcmd"),
 	})
 	return err
@@ -58,6 +58,7 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, error) {
 	req := &rpc.HeartbeatRequest{
 		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
+		Program: n.programDigest(),
 	}
 	if _, err := rand.Read(req.Nonce[:]); err != nil {
 		return time.Time{}, fmt.Errorf("make nonce: %w", err)

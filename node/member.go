@@ -83,7 +83,7 @@ func (n *Node) startMember() error {
 	m.rpc.UseRelays(m.otherVoters)
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: m.presence, Blobs: n.blobs,
-		Clock: m.mayStamp, At: n.cfg.At,
+		Clock: m.mayStamp, At: n.cfg.At, Spread: n.putBlob,
 		Now: n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
 	m.signer = cosign.New(cosign.Config{
@@ -358,7 +358,7 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	}
 	now := m.n.cfg.Now()
 	m.n.seen.Record(peer.Node, presence.Seen{
-		LastSeen: now, Version: req.Version, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings,
+		LastSeen: now, Version: req.Version, Program: req.Program, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings,
 	})
 	m.n.seen.Hear(peer.Node, req.Boot, peer.Source, now)
 	resp := &rpc.HeartbeatResponse{

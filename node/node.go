@@ -40,6 +40,7 @@ import (
 	"fleet/node/process"
 	"fleet/node/rpc"
 	"fleet/node/runcmd"
+	"fleet/node/service"
 	"fleet/node/transport"
 )
 
@@ -63,6 +64,15 @@ type Config struct {
 	Logger     *slog.Logger
 	Levels     *logging.Levels // of Logger, to be changed at run time; nil: they are not ours
 	Timing     Timing
+
+	// Keeper finds the manager of the service that this agent is, under which
+	// its program can be exchanged; nil: it is none. Signers are builders who
+	// must all have signed a program that a command brings.
+	Keeper  func() (service.Keeper, error)
+	Signers []fleet.PublicKey
+
+	// Program is the path of the file of the running program; "" finds it.
+	Program string
 
 	// Cgroups is where commands have control groups; nil makes none. Limits
 	// bind each of them.
@@ -136,7 +146,9 @@ type Node struct {
 	inFleet    context.Context            // ends with that, or when the host stops
 	leaveFleet context.CancelFunc
 	leaving    atomic.Bool // it is about to: nothing is started
+	proving    atomic.Bool // the program is new and has to be confirmed: nothing is started
 	leaveMu    sync.Mutex  // held while it does
+	program    program
 	inbound    inbound
 	started    time.Time // when New was called
 	proved     proofs
@@ -162,6 +174,10 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.DiskBudget == 0 {
 		cfg.DiskBudget = DefaultDiskBudget
 	}
+	prove, err := beginUpgraded(cfg)
+	if err != nil {
+		return nil, err
+	}
 	dir, info, err := enrol.OpenDir(cfg.DataDir)
 	if err != nil {
 		return nil, err
@@ -173,6 +189,8 @@ func New(cfg Config) (_ *Node, err error) {
 		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}),
 	}
 	n.nodeName.Store(&info.NodeName)
+	n.program = newProgram(cfg)
+	n.proving.Store(prove)
 	n.view = newView(n.cfg.Now)
 	n.inbound.changed = make(chan struct{})
 	n.ringLog = n.calmly("gossip") // made now, so that its level can be set before there is a ring
@@ -306,6 +324,7 @@ func (n *Node) Start(context.Context) error {
 	n.run("gossip", n.runRing)
 	n.run("renewal", n.runRenewal)
 	n.run("standing", n.runStanding)
+	n.run("upgrade", n.runUpgraded)
 	if gone := n.gone.Load(); gone != nil {
 		n.log.Error("this host is of the fleet no more and runs nothing", "reason", gone.Message)
 	}

@@ -130,11 +130,12 @@ func (n *Node) end(g enrol.Gone) {
 }
 
 // fleetTime is the time by which this host may start a command: none once it is
-// of the fleet no more, or about to go.
+// of the fleet no more, or about to go, and none while its program has yet to
+// prove itself, since going back would cut the command off.
 type fleetTime struct{ n *Node }
 
 func (t fleetTime) FleetTime() (time.Time, bool) {
-	if t.n.gone.Load() != nil || t.n.leaving.Load() {
+	if t.n.gone.Load() != nil || t.n.leaving.Load() || t.n.proving.Load() {
 		return time.Time{}, false
 	}
 	return t.n.clock.FleetTime()

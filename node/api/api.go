@@ -61,6 +61,11 @@ type Control interface {
 	// Blob finds content; host is who made it. The caller closes it.
 	Blob(ctx context.Context, host fleet.NodeID, digest fleet.Digest) (io.ReadCloser, error)
 
+	// HasProgram reports whether a program is on this host, KeepProgram takes one
+	// and brings it to as many voters as is due, which it counts.
+	HasProgram(d fleet.Digest) bool
+	KeepProgram(ctx context.Context, d fleet.Digest, size int64, body io.Reader) (copies int, err error)
+
 	Quorum(ctx context.Context) (control.QuorumView, error)
 	Candidate(ctx context.Context, node fleet.NodeID) ([]byte, error)
 	Eligible(ctx context.Context) ([]fleet.NodeID, error)

@@ -312,3 +312,23 @@ var errOurs = errors.New("disk /dev/sdb1 is on fire") // must not reach a caller
 func encodeProof(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func (f *fakeControl) HasProgram(d fleet.Digest) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.blobs[d] != nil
+}
+
+func (f *fakeControl) KeepProgram(_ context.Context, d fleet.Digest, size int64, body io.Reader) (int, error) {
+	b, err := io.ReadAll(body)
+	if err != nil {
+		return 0, err
+	}
+	if fleet.Sum(b) != d || int64(len(b)) != size {
+		return 0, fleet.Errorf(fleet.Invalid, "not what it says")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.blobs[d] = b
+	return 1, nil
+}

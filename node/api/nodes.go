@@ -77,6 +77,9 @@ func (s *said) view(n *fleet.Node) fleet.NodeView {
 	v.Reach, v.ReachVia = s.reach(n.ID)
 	if seen, ok := s.seen[n.ID]; ok {
 		v.AgentVersion, v.Warnings = seen.Version, seen.Warnings
+		if !seen.Program.IsZero() {
+			v.AgentDigest = seen.Program.String()
+		}
 		if !seen.LastSeen.IsZero() {
 			v.LastPing = fleet.InstantOf(seen.LastSeen.UnixNano())
 		}

@@ -24,9 +24,6 @@ const (
 	cutMarkStderr = "\n---Error truncated----"
 )
 
-// digestHeader of GetCommandOutput is the SHA-256 of what was kept, in hex.
-const digestHeader = "Fleet-Digest"
-
 // outputWrite is how long a client may take for one part of the output.
 const outputWrite = 30 * time.Second
 
@@ -183,7 +180,7 @@ func getCommandOutput(ctx context.Context, c *call) error {
 	}
 	c.w.Header().Set("Content-Type", "application/octet-stream")
 	c.w.Header().Set(client.TotalHeader, strconv.FormatUint(s.Total, 10))
-	c.w.Header().Set(digestHeader, s.Digest.String())
+	c.w.Header().Set(client.DigestHeader, s.Digest.String())
 	return errors.Join(c.copy(src), src.Close())
 }
 

@@ -50,13 +50,20 @@ var routes = []route{
 	{"GetTrust", readTime, read(getTrust)},
 	{"GetCandidate", readTime, read(getCandidate)},
 
+	{"DescribeProgram", readTime, describeProgram},
+	{"PutProgram", upload, putProgram},
+
 	{"WatchCommand", stream, watchCommand},
 	{"GetCommandOutput", stream, getCommandOutput},
 	{"CreateBackup", stream, createBackup},
 }
 
-// stream as the time of a route means that it bounds itself.
-const stream time.Duration = 0
+// Times of a route that bounds itself: one that answers a stream, and one that
+// takes one.
+const (
+	stream time.Duration = 0
+	upload time.Duration = -1
+)
 
 type route struct {
 	name  string
@@ -68,6 +75,7 @@ type route struct {
 type call struct {
 	*Server
 	op     authz.Operation
+	req    *http.Request // of an upload: its body is the handler's to read
 	caller caller
 	stale  bool
 	body   []byte
@@ -94,7 +102,7 @@ func (s *Server) wrap(op authz.Operation, r route) http.Handler {
 		who, _ := req.Context().Value(callerKey{}).(caller)
 		tracked := &trackedWriter{ResponseWriter: w}
 		c := &call{
-			Server: s, op: op, caller: who, header: req.Header, w: tracked, rc: http.NewResponseController(w),
+			Server: s, op: op, req: req, caller: who, header: req.Header, w: tracked, rc: http.NewResponseController(w),
 			stale: req.Header.Get(client.ConsistencyHeader) == client.ConsistencyStale,
 		}
 		err := c.run(req, r)
@@ -126,6 +134,9 @@ func (c *call) run(req *http.Request, r route) (err error) {
 	}()
 	if err := c.authorize(req.Context(), c.caller, c.op); err != nil {
 		return err
+	}
+	if r.time == upload {
+		return r.serve(req.Context(), c)
 	}
 	if c.body, err = io.ReadAll(http.MaxBytesReader(c.w.ResponseWriter, req.Body, maxBody)); err != nil {
 		var large *http.MaxBytesError

@@ -6,7 +6,8 @@
 //
 // Invariants: an operation that is not in the table is allowed to nobody; a
 // signed or guarded operation needs its own name (or "*") in the operator's
-// row; a read needs a row; what the local socket serves is never served to operators, nor
+// row, content the name of the signed operation that it is for; a read needs a
+// row; what the local socket serves is never served to operators, nor
 // the other way round.
 package authz
 
@@ -25,9 +26,10 @@ const (
 	Read                     // a connection that an operator proved
 	Guarded                  // a read that is granted by name: it gives more than who runs commands needs
 	Local                    // only the local socket, by its file permissions
+	Content                  // a connection that an operator proved, and the permission: bytes that decide nothing
 )
 
-var classNames = map[Class]string{Signed: "signed", Read: "read", Guarded: "guarded", Local: "local"}
+var classNames = map[Class]string{Signed: "signed", Read: "read", Guarded: "guarded", Local: "local", Content: "content"}
 
 // Granted reports whether an operator may do operations of the class only if
 // his row says so.
@@ -83,6 +85,11 @@ var Operations = []Operation{
 
 	{"CreateBackup", Guarded, "CreateBackup"},
 
+	// A program that a command may name later. Who may not send the command has
+	// no use for it, and shall not fill the disks of the quorum.
+	{"DescribeProgram", Read, "DescribeNodes"},
+	{"PutProgram", Content, "SendCommand"},
+
 	{"LocalStatus", Local, "LocalStatus"},
 	{"LocalNodes", Local, "LocalNodes"},
 }
@@ -115,7 +122,7 @@ func Allowed(operator fleet.Operator, operation string) error {
 	switch op.Class {
 	case Read:
 		return nil
-	case Signed, Guarded:
+	case Signed, Guarded, Content:
 		if slices.Contains(operator.May, op.Permission) || slices.Contains(operator.May, All) {
 			return nil
 		}

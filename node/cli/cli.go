@@ -33,6 +33,7 @@ import (
 	"fleet/node/fleet"
 	"fleet/node/service"
 	"fleet/node/transport"
+	"fleet/node/upgrade"
 )
 
 // Exit codes.
@@ -127,6 +128,7 @@ func (e *env) commands() []*cli.Command {
 		e.doctorCommand(),
 		e.configCommand(),
 		e.uninstallCommand(),
+		e.upgradeCommand(),
 		e.debugCommand(),
 		e.devCommand(),
 		e.versionCommand(),
@@ -151,6 +153,9 @@ func (e *env) main(ctx context.Context, args []string) int {
 	if len(args) > 1 && args[1] == completeCommand {
 		e.complete(ctx, args[2:])
 		return ExitDone
+	}
+	if len(args) == 3 && args[1] == upgrade.GuardCommand {
+		return e.fail(e.guard(ctx, args[2]))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -225,10 +225,15 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.
 	if err != nil {
 		return err
 	}
+	signers, err := cfg.UpgradeSigners()
+	if err != nil {
+		return err
+	}
 	cgroups := process.OpenCgroups()
 	n, err := node.New(node.Config{
 		DataDir: cfg.DataDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Socket: cfg.Socket, Version: e.version,
 		DiskBudget: cfg.Budget(), Logger: log, Levels: levels,
+		Keeper: e.keeper, Signers: signers,
 		Cgroups: cgroups, Limits: process.Limits{Tasks: limits.Processes, Memory: limits.Memory, CPU: limits.CPU},
 	})
 	if err != nil {
@@ -267,6 +272,9 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.
 			// the manager ends this process with all its goroutines in the log.
 			n.LocalStatus()
 			tell(notify.Alive())
+		case <-n.Restart():
+			log.Info("agent ends for its new program to start", "node", n.ID())
+			return stop()
 		case <-n.Done():
 			return n.Err()
 		case <-ctx.Done():

@@ -64,6 +64,9 @@ type Config struct {
 	// in all, such as "1GiB"; blobs are given up for it, the oldest first.
 	DiskBudget string `yaml:"disk-budget"`
 
+	// Upgrade is what this host demands of a new program for its agent.
+	Upgrade Upgrade `yaml:"upgrade,omitempty"`
+
 	sources  map[string]string // by key
 	lines    map[string]int    // of the file, by key
 	file     string            // path of the file that was read; "" for none
@@ -121,6 +124,8 @@ var settings = []setting{
 		checked(func(v string) (uint64, error) { return parseMemory(v, 1<<40) }), "a size, a part of the host's memory such as 80%, or none"},
 	{"commands.max-cpu", "", "FLEET_COMMANDS_MAX_CPU", func(c *Config) *string { return &c.Commands.MaxCPU }, checked(parseCPU),
 		"a number of processors such as 1.5, or none"},
+	{"upgrade.signers", "", "FLEET_UPGRADE_SIGNERS", func(c *Config) *string { return &c.Upgrade.Signers }, checked(parseSigners),
+		"public keys of operators, ed25519:..., separated by commas"},
 	{"disk-budget", "disk-budget", "FLEET_DISK_BUDGET", func(c *Config) *string { return &c.DiskBudget }, checkBudget,
 		"64MiB to 16TiB"},
 }

@@ -54,6 +54,7 @@ type Config struct {
 	RPC      *rpc.Client
 	Presence func() *rpc.PresenceResponse // what this host heard, as it would answer another
 	Blobs    *blob.Store
+	Spread   func(ctx context.Context, voter fleet.NodeID, d fleet.Digest) error // brings a blob of this host to another voter
 	Now      func() time.Time
 	Logger   *slog.Logger
 
@@ -71,6 +72,7 @@ type Control struct {
 	cfg Config
 
 	membership chan struct{} // holds a token while the quorum changes: one change at a time
+	programs   programs
 }
 
 // New makes a control.
@@ -484,7 +486,7 @@ func (c *Control) Presence(ctx context.Context) map[fleet.NodeID]presence.Seen {
 	all := map[fleet.NodeID]presence.Seen{}
 	merge := func(voter fleet.NodeID, resp *rpc.PresenceResponse) {
 		for _, row := range resp.Rows {
-			s := presence.Seen{Version: row.Version, Warnings: row.Warnings, Clones: row.Clones, Reach: map[fleet.NodeID]presence.Reach{
+			s := presence.Seen{Version: row.Version, Program: row.Program, Warnings: row.Warnings, Clones: row.Clones, Reach: map[fleet.NodeID]presence.Reach{
 				voter: {Reverse: row.Reverse, Dial: presence.Dial(row.Dial)}}}
 			if row.LastSeen != 0 {
 				s.LastSeen = time.Unix(0, row.LastSeen)

@@ -16,6 +16,7 @@ var builtins = map[string]struct{ file, version string }{
 	"AWS-RunShellScript":      {"builtin/AWS-RunShellScript.json", "1"},
 	"AWS-RunPowerShellScript": {"builtin/AWS-RunPowerShellScript.json", "1"},
 	"Fleet-RunShellScript":    {"builtin/Fleet-RunShellScript.json", "1"},
+	"Fleet-Upgrade":           {"builtin/Fleet-Upgrade.json", "1"},
 }
 
 // BuiltinNames are the names of the documents that need no creating.

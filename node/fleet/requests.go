@@ -90,6 +90,7 @@ type NodeView struct {
 	PingStatus   string            `json:"PingStatus,omitempty"`
 	LastPing     Instant           `json:"LastPing,omitempty"`
 	AgentVersion string            `json:"AgentVersion,omitempty"`
+	AgentDigest  string            `json:"AgentDigest,omitempty"` // SHA-256 of its program, in hex
 	ActivationId ActivationID      `json:"ActivationId,omitempty"`
 	Replaces     NodeID            `json:"Replaces,omitempty"` // whose place it took when it enrolled
 	Enrolled     Instant           `json:"Enrolled"`
@@ -403,4 +404,23 @@ type LocalNode struct {
 	Address    string            `json:"Address,omitempty"`
 	Role       string            `json:"Role,omitempty"`
 	Gossip     string            `json:"Gossip,omitempty"` // alive, suspect, dead or "" for not in the ring: a hint
+}
+
+// DescribeProgramRequest asks whether a program, named by its SHA-256 in hex, is
+// on the quorum host that answers.
+type DescribeProgramRequest struct {
+	Digest string `json:"Digest"`
+}
+
+// DescribeProgramResult says it.
+type DescribeProgramResult struct {
+	Digest string `json:"Digest"`
+	Here   bool   `json:"Here"`
+}
+
+// PutProgramResult says on how many voters a program is that was sent as the
+// body of PutProgram.
+type PutProgramResult struct {
+	Digest string `json:"Digest"`
+	Copies int    `json:"Copies"`
 }

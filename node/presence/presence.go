@@ -19,6 +19,7 @@ import (
 type Seen struct {
 	LastSeen time.Time              // by the voter's clock
 	Version  string                 // of the program on the host
+	Program  fleet.Digest           // its SHA-256; zero for not known
 	Boot     string                 // the host's boot ID
 	Trust    uint32                 // version of trust.json that the host holds
 	Warnings []string               // codes, at most 8

@@ -26,6 +26,10 @@ type HeartbeatRequest struct {
 	ViewIndex    uint64   `msgpack:"i"` // of the view held; 0 asks for all of it
 	Boot         string   `msgpack:"b"` // changes when the agent is started
 	Warnings     []string `msgpack:"w,omitempty"`
+
+	// Program is the SHA-256 of the program that runs; zero where that is not
+	// known, as of a release before this field.
+	Program fleet.Digest `msgpack:"p"`
 }
 
 // Validate checks the limits of the text.
@@ -148,7 +152,7 @@ func (r *ForwardReportRequest) Validate() error {
 	return r.Report.Validate()
 }
 
-// BlobHead begins both streams: it says which blob follows or is asked for.
+// BlobHead begins a stream: it says which blob follows or is asked for.
 type BlobHead struct {
 	Digest fleet.Digest `msgpack:"d"`
 	Size   int64        `msgpack:"s,omitempty"` // PutBlob: exact number of bytes that follow
@@ -416,6 +420,7 @@ type PresenceRow struct {
 	Clones   []string     `msgpack:"c,omitempty"` // where hosts are heard from that say they are this one
 	Reverse  bool         `msgpack:"o,omitempty"` // the host keeps a connection open to the voter
 	Dial     uint8        `msgpack:"d,omitempty"` // presence.Dial
+	Program  fleet.Digest `msgpack:"p"`           // that the host runs; zero for not known
 }
 
 // Validate checks every row.

@@ -35,7 +35,8 @@ const (
 	MethodChangeAddress = "ChangeAddress"
 	MethodLeave         = "Leave"
 
-	MethodListed = "Listed"
+	MethodListed       = "Listed"
+	MethodFetchProgram = "FetchProgram"
 
 	MethodDeliver       = "Deliver"
 	MethodCancel        = "Cancel"
@@ -82,6 +83,7 @@ var Methods = []Method{
 
 	// What any host asks of any other.
 	{MethodListed, fromAgents, 1 << 10, 1 << 10, 2, 5 * time.Second, false},
+	{MethodFetchProgram, fromAgents, 0, MaxBlob, 1, 10 * time.Minute, true},
 
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},

@@ -14,7 +14,6 @@ type pluginFunc func(ctx context.Context, t *Task) Outcome
 
 func (f pluginFunc) Run(ctx context.Context, t *Task) Outcome { return f(ctx, t) }
 
-
 // A step that is alone waits for what runs, lets nothing begin meanwhile, and
 // two of them do not wait for each other.
 func TestAlone(t *testing.T) {
@@ -102,7 +101,7 @@ func TestAloneGivesUp(t *testing.T) {
 	for _, r := range results {
 		switch r.Command {
 		case commandID(2):
-			if r.Reason != "patience is over; onFailure: no further step is run" {
+			if r.Reason != "patience is over" {
 				t.Errorf("the step that gave up: %q", r.Reason)
 			}
 		case commandID(3):

@@ -45,6 +45,9 @@ const (
 	ConsistencyHeader = "Fleet-Consistency"
 	ConsistencyStale  = "stale"
 
+	// DigestHeader is the SHA-256 of a body that is bytes, in hex.
+	DigestHeader = "Fleet-Digest"
+
 	// PathPrefix comes before the name of the operation.
 	PathPrefix = "/v1/"
 
