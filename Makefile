@@ -48,6 +48,14 @@ test-race: ## test everything under the race detector (needs a C compiler)
 test-faults: build ## real processes on loopback: kill -9 of the leader and of agents (ROUNDS=3)
 	scripts/faults.sh
 
+.PHONY: test-upgrade
+test-upgrade: ## real processes of this version and the one before in one fleet, exchanged in random orders (ORDERS=2 SEED=1)
+	$(GO) test -count=1 -tags upgrade -timeout 30m -v ./scripts/upgrade
+
+.PHONY: corpus
+corpus: ## at a release: keep the golden bytes of every wire format under its VERSION, to be read for ever
+	scripts/upgrade/corpus.sh $(VERSION)
+
 .PHONY: test-process
 test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10240 of each output
 	FLEET_ROUNDS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 60m -v -run '^TestTorture$$' ./node/process
