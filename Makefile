@@ -50,7 +50,7 @@ test-faults: build ## real processes on loopback: kill -9 of the leader and of a
 
 .PHONY: test-upgrade
 test-upgrade: ## real processes of this version and the one before in one fleet, exchanged in random orders (ORDERS=2 SEED=1)
-	$(GO) test -count=1 -tags upgrade -timeout 30m -v ./scripts/upgrade
+	$(GO) test -count=1 -tags upgrade -timeout 30m -v -run '^TestMixedVersions$$' ./scripts/lab
 
 .PHONY: corpus
 corpus: ## at a release: keep the golden bytes of every wire format under its VERSION, to be read for ever

@@ -42,6 +42,8 @@ type bubble struct {
 	hosts map[string]*memnet.Host // by node name
 	nodes map[string]*Node        // those that run
 
+	config func(name string, c *Config) // changes what a host is told; nil changes nothing
+
 	mu     sync.Mutex    // guards what follows
 	takes  time.Duration // what a child takes; 0: runTime
 	runs   map[string]int
@@ -138,7 +140,7 @@ func (b *bubble) start(name string) {
 	if os.Getenv("FLEET_TEST_LOG") != "" {
 		out, level = b.t.Output(), slog.LevelDebug
 	}
-	n, err := New(Config{
+	cfg := Config{
 		DataDir: b.data(name), Listener: l, Packet: p, Dial: h.DialContext, Advertise: b.addr(name), Version: "test",
 		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("host", name),
 		Now:    b.clock(name),
@@ -147,7 +149,11 @@ func (b *bubble) start(name string) {
 		},
 		At:   func(p failpoint.Point, id fleet.CommandID) { b.atPoint(name, p, id) },
 		Sync: func(f *os.File) error { return b.sync(name, f) },
-	})
+	}
+	if b.config != nil {
+		b.config(name, &cfg)
+	}
+	n, err := New(cfg)
 	if err != nil {
 		b.t.Fatal(err)
 	}

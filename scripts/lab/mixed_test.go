@@ -1,8 +1,10 @@
-//go:build upgrade
+//go:build upgrade && !lab
 
-// Package upgrade_test runs real processes of two versions of fleet in one
-// fleet: the one of this tree and one of a fixed commit before it.
-package upgrade_test
+package lab_test
+
+// This file runs real processes of two versions of fleet in one fleet: the one
+// of this tree and one of a fixed commit before it. It needs no lab: they are on
+// loopback.
 
 import (
 	"bytes"
@@ -32,7 +34,7 @@ import (
 
 // previousFile names the commit of the version before: the last release's, or
 // while there is none, one that was chosen.
-const previousFile = "previous"
+const previousFile = "../upgrade/previous"
 
 // Limits of waiting, for machines with other work.
 const (
