@@ -105,6 +105,9 @@ func (n *Node) hostWarnings() []fleet.Warning {
 			})
 		}
 	}
+	if w := n.upgradeWarning(); w != nil {
+		ws = append(ws, *w)
+	}
 	if clones := n.clones.Load(); clones != nil && len(*clones) > 0 {
 		ws = append(ws, fleet.Warning{
 			Code:    WarnCloned,

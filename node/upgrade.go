@@ -33,6 +33,7 @@ type program struct {
 	serving chan struct{} // holds a token for each answer that is being sent
 	restart chan struct{} // closed when the agent is to end, for its new program
 	ask     *sync.Once    // closes restart
+	back    string        // why the last upgrade went back; "" if it did not
 }
 
 // Answers that a host sends at once. A voter has what nobody else has yet.
@@ -68,10 +69,14 @@ func digestFor(cfg Config) func() (fleet.Digest, error) {
 }
 
 func newProgram(cfg Config) program {
-	return program{
+	p := program{
 		path: cfg.Program, digest: digestFor(cfg), serving: make(chan struct{}, voterServes),
 		restart: make(chan struct{}), ask: new(sync.Once),
 	}
+	if r, err := upgrade.Load(cfg.DataDir); err == nil && r != nil && r.Stage == upgrade.Back {
+		p.back = r.To.Version + ": " + r.Reason
+	}
+	return p
 }
 
 // programDigest is what this host says that it runs; zero when it cannot tell.
@@ -412,4 +417,20 @@ func (m *member) ordered(host fleet.NodeID, d fleet.Digest) bool {
 		}
 	}
 	return false
+}
+
+// WarnWentBack is the code of the warning of a host whose new program did not
+// come up.
+const WarnWentBack = "UpgradeWentBack"
+
+// upgradeWarning says that the last upgrade of this host went back. It was read
+// when the host started: whatever becomes of an upgrade is decided then.
+func (n *Node) upgradeWarning() *fleet.Warning {
+	if n.program.back == "" {
+		return nil
+	}
+	return &fleet.Warning{
+		Code: WarnWentBack, Message: "the last upgrade of this host went back: " + n.program.back,
+		Remedy: "fleet upgrade with a program that comes up here",
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -258,6 +259,11 @@ func TestUpgradeInABubble(t *testing.T) {
 			t.Errorf("sick on n4: %s, %q, and it runs %s", state, reason, version("n4"))
 		}
 		guardEnded("n4")
+		if ws := b.nodes["n4"].LocalStatus().Warnings; !slices.ContainsFunc(ws, func(w fleet.Warning) bool {
+			return w.Code == WarnWentBack && strings.Contains(w.Message, "2.0.0-sick: it ended 3 times")
+		}) {
+			t.Errorf("its status: %+v", ws)
+		}
 
 		good := put("2.0.0\n")
 		if state, reason := send("n4", good); state != "Success" || version("n4") != "2.0.0" {

@@ -209,6 +209,10 @@ func byAgent() map[string][]attack {
 			ask[rpc.ChangeAddressRequest, rpc.ChangeAddressResponse](rpc.MethodChangeAddress, moveAnother)}},
 		rpc.MethodLeave: {{"of another host", refusedByMember,
 			ask[rpc.LeaveRequest, rpc.LeaveResponse](rpc.MethodLeave, sendAway)}},
+		rpc.MethodFetchProgram: {
+			{"that no command has it fetch", refused, fetchProgram(fleet.Sum([]byte("nobody has this")))},
+			{"of the details of a command", refused, fetchProgram(fleet.Sum([]byte("{}")))},
+		},
 		rpc.MethodListed: {{"its own", harmless, ask[rpc.Empty, rpc.ListedResponse](rpc.MethodListed, always(rpc.Empty{}))}},
 	}
 	for method, attacks := range ofQuorum() {
@@ -695,6 +699,19 @@ func putFalseBlob(ctx context.Context, r *raid, at place) error {
 	}
 	_, err = io.Copy(io.Discard, answer)
 	return errors.Join(err, answer.Close())
+}
+
+// fetchProgram asks for a program by its digest. The one that runs anybody of the
+// fleet may have.
+func fetchProgram(d fleet.Digest) func(context.Context, *raid, place) error {
+	return func(ctx context.Context, r *raid, at place) error {
+		answer, err := rpc.CallStream(ctx, r.rpc, at.to, rpc.MethodFetchProgram, rpc.BlobHead{Digest: d}, nil)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, answer)
+		return errors.Join(err, answer.Close())
+	}
 }
 
 func getBlob(ctx context.Context, r *raid, at place) error {

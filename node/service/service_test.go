@@ -137,9 +137,10 @@ func TestInstall(t *testing.T) {
 	if !st.Copied || st.Config != "/srv/a b/$x%.yaml" {
 		t.Errorf("status %+v", st)
 	}
+	h.write(t, ProgramPath+PreviousSuffix, "program", 0o755) // of an upgrade
 	removes, err := h.Removes(t.Context())
 	must(t, err)
-	if want := []string{ownUnit, ProgramPath}; !slices.Equal(removes, want) {
+	if want := []string{ownUnit, ProgramPath, ProgramPath + PreviousSuffix}; !slices.Equal(removes, want) {
 		t.Errorf("removes %q, want %q", removes, want)
 	}
 	h.calls = nil

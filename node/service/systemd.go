@@ -255,6 +255,9 @@ func (s *systemd) Removes(ctx context.Context) ([]string, error) {
 	if st.Copied && s.exists(ProgramPath) {
 		paths = append(paths, ProgramPath)
 	}
+	if st.Copied && s.exists(ProgramPath+PreviousSuffix) {
+		paths = append(paths, ProgramPath+PreviousSuffix)
+	}
 	return paths, nil
 }
 

@@ -11,6 +11,10 @@ import (
 // ProgramPath is where the program of systemd's service lies.
 const ProgramPath = "/usr/bin/fleet"
 
+// PreviousSuffix follows the name of the program in that of the one before,
+// which an upgrade keeps.
+const PreviousSuffix = ".previous"
+
 // unitTemplate is the service file of systemd. Packages install it as it is.
 //
 //go:embed fleet.service

@@ -12,19 +12,19 @@ import (
 	"syscall"
 
 	"fleet/node/fleet"
+	"fleet/node/service"
 )
 
 // Names beside the program.
 const (
-	PreviousSuffix = ".previous"
-	newSuffix      = ".new"
-	backSuffix     = ".back"
+	newSuffix  = ".new"
+	backSuffix = ".back"
 )
 
 // place is where the service's program lies.
 type place struct{ program string }
 
-func (p place) previous() string { return p.program + PreviousSuffix }
+func (p place) previous() string { return p.program + service.PreviousSuffix }
 func (p place) next() string     { return p.program + newSuffix }
 
 // diskError is an error of this host, which no other source of the program mends.

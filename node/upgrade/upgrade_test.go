@@ -169,10 +169,10 @@ func TestUpgrade(t *testing.T) {
 	if h.inPlace() != string(newText) || h.released != 1 {
 		t.Fatalf("in place: %q, released %d times", h.inPlace(), h.released)
 	}
-	if b, err := os.ReadFile(h.Program() + PreviousSuffix); err != nil || !bytes.Equal(b, oldText) {
+	if b, err := os.ReadFile(h.Program() + service.PreviousSuffix); err != nil || !bytes.Equal(b, oldText) {
 		t.Fatalf("previous: %q, %v", b, err)
 	}
-	if want := []string{h.Program() + PreviousSuffix, GuardCommand, h.data}; strings.Join(h.guarded, " ") != strings.Join(want, " ") {
+	if want := []string{h.Program() + service.PreviousSuffix, GuardCommand, h.data}; strings.Join(h.guarded, " ") != strings.Join(want, " ") {
 		t.Errorf("guard %q, want %q", h.guarded, want)
 	}
 	if r := h.record(); r.Stage != Pending || r.From.Version != "1.0.0" || r.To.Version != "2.0.0" {
