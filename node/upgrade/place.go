@@ -65,7 +65,7 @@ func (p place) said(what string, err error) error {
 // write takes the new program and puts it on disk, beside the old one. What is
 // not of the digest is removed again.
 func (p place) write(want Program, from io.Reader) (err error) {
-	f, err := os.OpenFile(p.next(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o700)
+	f, err := os.OpenFile(p.next(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return p.plain("make the new program", err)
 	}
@@ -79,16 +79,13 @@ func (p place) write(want Program, from io.Reader) (err error) {
 	if w.err != nil {
 		err = p.plain("write the new program", w.err)
 	}
+	if got := fleet.Digest(w.sum.Sum(nil)); err == nil && (w.left != 0 || got != want.Digest) {
+		err = fleet.Errorf(fleet.Corrupt, "what came is not the program of the order: its SHA-256 is %s, and it is %d bytes short", got, w.left)
+	}
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	if err := p.plain("write the new program", errors.Join(f.Chmod(0o755), f.Sync(), f.Close())); err != nil {
-		return err
-	}
-	if got := fleet.Digest(w.sum.Sum(nil)); w.left != 0 || got != want.Digest {
-		return fleet.Errorf(fleet.Corrupt, "what came is not the program of the order: its SHA-256 is %s, and it is %d bytes short", got, w.left)
-	}
-	return nil
+	return p.plain("write the new program", errors.Join(f.Chmod(0o755), f.Sync(), f.Close()))
 }
 
 // hashed counts and hashes what goes to a file, and takes no more than is due.

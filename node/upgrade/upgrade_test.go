@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -258,6 +259,29 @@ func TestReadOnly(t *testing.T) {
 	must(t, os.Chmod(h.dir, 0o555))
 	if err := h.run(order(), 1); !OfThisHost(err) || fleet.KindOf(err) != fleet.Denied {
 		t.Errorf("got %v", err)
+	}
+}
+
+// What is wrong with the disk is said by its name, and no other source is asked.
+func TestDisk(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		kind fleet.Kind
+		want string
+	}{
+		{syscall.ENOSPC, fleet.TooLarge, "the disk of /usr/bin is full"},
+		{syscall.EDQUOT, fleet.TooLarge, "the disk of /usr/bin is full"},
+		{syscall.EROFS, fleet.Unavailable, "/usr/bin is read-only"},
+		{syscall.EACCES, fleet.Denied, "may not write to /usr/bin"},
+		{syscall.EIO, fleet.Other, "input/output error"},
+	} {
+		err := place{"/usr/bin/fleet"}.plain("write", &os.PathError{Op: "write", Path: "x", Err: tt.err})
+		if !OfThisHost(err) || fleet.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v: %v of kind %s", tt.err, err, fleet.KindOf(err))
+		}
+	}
+	if err := (place{"/usr/bin/fleet"}).plain("write", nil); err != nil {
+		t.Errorf("nothing is wrong: %v", err)
 	}
 }
 
