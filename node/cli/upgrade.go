@@ -397,15 +397,17 @@ func (u *upgrading) run(p upgrade.Plan) error {
 					return &phaseError{phase.Name, err.Error()}
 				}
 			}
-			done, err := u.batch(phase.Name, next)
+			done, err := u.command(phase, next)
 			now.Hosts = append(now.Hosts, done...)
 			if err != nil {
 				return err
 			}
 			for i, h := range done {
-				if h.Status == "Success" {
+				switch h.Status {
+				case "Success":
 					u.have = append(u.have, next[i])
-				} else {
+				case "": // its turn did not come
+				default:
 					failed++
 				}
 			}
@@ -464,8 +466,8 @@ func (u *upgrading) deliverTime() time.Duration {
 	return cmp.Or(u.order.Healthy, upgrade.DefaultHealthy) + cmp.Or(u.order.Patience, upgrade.DefaultPatience) + slack
 }
 
-// batch upgrades some hosts by one command, and answers when each has a result.
-func (u *upgrading) batch(phase string, hosts []upgrade.Host) ([]upgradedHost, error) {
+// command upgrades some hosts by one command, and answers when each has a result.
+func (u *upgrading) command(phase upgrade.Phase, hosts []upgrade.Host) ([]upgradedHost, error) {
 	result := make([]upgradedHost, len(hosts))
 	ids := make([]string, len(hosts))
 	at := map[fleet.NodeID]int{}
@@ -483,9 +485,10 @@ func (u *upgrading) batch(phase string, hosts []upgrade.Host) ([]upgradedHost, e
 	order.Sources = upgrade.Spread(u.have)
 	req := &ssm.SendCommandRequest{
 		DocumentName: upgrade.Document, Parameters: order.Parameters(), TimeoutSeconds: int(u.deliverTime() / time.Second),
-		Comment: "upgrade to " + u.name() + ": " + phase, MaxConcurrency: unlimited, MaxErrors: unlimited,
+		Comment: "upgrade to " + u.name() + ": " + phase.Name,
 		Targets: []ssm.Target{{Key: "InstanceIds", Values: slices.Sorted(slices.Values(ids))}},
 	}
+	req.MaxConcurrency, req.MaxErrors = phase.Pace(len(hosts))
 	if err := nameDocument(req); err != nil {
 		return result, err
 	}
@@ -493,14 +496,18 @@ func (u *upgrading) batch(phase string, hosts []upgrade.Host) ([]upgradedHost, e
 	if err := u.api.Call(u.c.Context, "SendCommand", req, &sent); err != nil {
 		return result, err
 	}
-	u.out.Commands = append(u.out.Commands, ssmCommandRef{sent.Command.CommandId, phase})
+	u.out.Commands = append(u.out.Commands, ssmCommandRef{sent.Command.CommandId, phase.Name})
 	for i := range result {
 		result[i].CommandId = sent.Command.CommandId
 	}
-	fmt.Fprintf(u.err, "%s: %s  (command %s)\n", phase, escapeCell(foldNames(hostNames(hosts))), sent.Command.CommandId)
-	err := u.watch(fleet.CommandID(sent.Command.CommandId), func(ev fleet.InvocationEvent) {
+	fmt.Fprintf(u.err, "%s: %s  (command %s)\n", phase.Name, escapeCell(foldNames(hostNames(hosts))), sent.Command.CommandId)
+	err := u.watch(fleet.CommandID(sent.Command.CommandId), phase.Rounds(len(hosts)), func(ev fleet.InvocationEvent) {
 		i, ok := at[ev.InstanceId]
 		if !ok || !ev.Final || result[i].Status != "" {
+			return
+		}
+		if ev.StatusDetails == fleet.Terminated.Details() {
+			result[i].CommandId = "" // too many had failed before its turn
 			return
 		}
 		result[i].Status, result[i].Reason = ev.StatusDetails, ev.Reason
@@ -518,8 +525,8 @@ func (u *upgrading) batch(phase string, hosts []upgrade.Host) ([]upgradedHost, e
 
 // watch follows a command to its end, also while the voter that it asks, or the
 // only one that there is, is being started.
-func (u *upgrading) watch(id fleet.CommandID, f func(fleet.InvocationEvent)) error {
-	deadline := u.now().Add(u.deliverTime() + time.Hour)
+func (u *upgrading) watch(id fleet.CommandID, rounds int, f func(fleet.InvocationEvent)) error {
+	deadline := u.now().Add(time.Duration(rounds)*u.deliverTime() + time.Hour)
 	for {
 		err := u.api.Watch(u.c.Context, fleet.WatchCommandRequest{CommandId: id}, func(ev fleet.WatchEvent) error {
 			if ev.Invocation != nil {
@@ -547,7 +554,8 @@ func (u *upgrading) finish(p upgrade.Plan, err error) error {
 		return all
 	}
 	u.out.Done, u.out.Away = of(p.Done), of(p.Away)
-	// What was not begun stands there as well, without a status.
+	// What was not begun stands there as well, without a status: neither its
+	// turn came, nor that of its phase.
 	for i, phase := range p.Phases {
 		if i == len(u.out.Phases) {
 			u.out.Phases = append(u.out.Phases, upgradePhase{Name: phase.Name, AtOnce: phase.AtOnce, MaxErrors: phase.MaxErrors})

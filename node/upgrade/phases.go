@@ -150,15 +150,36 @@ func (p Plan) Hosts() (n int) {
 	return n
 }
 
-// Next are the hosts of a phase that begin now, when the first done of them are
-// over and failed of those did not succeed; none when the phase is over. A
-// batch is one command.
+// Next are the hosts of a phase that the next command goes to, when the first
+// done of them are over and failed of those did not succeed; none when the phase
+// is over. One command has a whole phase, paced by the quorum, which goes on
+// when the terminal that began it has gone. Only voters get one each, because
+// before each of them is looked whether the others answer.
 func (p Phase) Next(done, failed int) []Host {
 	if failed > p.MaxErrors || done >= len(p.Hosts) {
 		return nil
 	}
-	return p.Hosts[done:min(len(p.Hosts), done+p.AtOnce)]
+	if p.voters() {
+		return p.Hosts[done : done+1]
+	}
+	return p.Hosts[done:]
 }
+
+func (p Phase) voters() bool {
+	return slices.ContainsFunc(p.Hosts, func(h Host) bool { return h.Voter })
+}
+
+// Pace is how a command of a phase is paced: how many of so many hosts at once,
+// and past how many failures it begins nowhere any more.
+func (p Phase) Pace(hosts int) (concurrency, maxErrors string) {
+	if p.AtOnce >= hosts && p.Name != Rest {
+		return "100%", "100%"
+	}
+	return strconv.Itoa(min(p.AtOnce, hosts)), strconv.Itoa(min(p.MaxErrors, hosts))
+}
+
+// Rounds is how often, one after the other, hosts of a command begin.
+func (p Phase) Rounds(hosts int) int { return (hosts + p.AtOnce - 1) / p.AtOnce }
 
 // Spread are hosts that have a program, for those that come next to ask: those
 // that were last, and not too many.

@@ -125,8 +125,16 @@ func TestPlanProperties(t *testing.T) {
 			}
 			done, failed, began := 0, 0, 0
 			for next := phase.Next(done, failed); next != nil; next = phase.Next(done, failed) {
-				if len(next) > phase.AtOnce || failed > phase.MaxErrors {
-					t.Fatalf("seed %d: %d begin after %d failures", seed, len(next), failed)
+				at, errors := phase.Pace(len(next))
+				n, err := ParsePortion(at, 1)
+				if err != nil || n.of(len(next), 1) > phase.AtOnce || failed > phase.MaxErrors {
+					t.Fatalf("seed %d: %d hosts, %s at once, begin after %d failures", seed, len(next), at, failed)
+				}
+				if m, err := ParsePortion(errors, 0); err != nil || phase.Name == Rest && m.of(len(next), 0) > phase.MaxErrors {
+					t.Fatalf("seed %d: %s errors of %d hosts are let pass, %d may be", seed, errors, len(next), phase.MaxErrors)
+				}
+				if next[0].Voter && len(next) != 1 {
+					t.Fatalf("seed %d: %d voters at once", seed, len(next))
 				}
 				began += len(next)
 				done += len(next)
