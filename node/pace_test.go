@@ -305,3 +305,44 @@ func TestPacedCancel(t *testing.T) {
 		}
 	})
 }
+
+// TestPacedOutboundOnly: a host that cannot be dialled has its turn as the others
+// have, also while the leader reaches it only through another voter.
+func TestPacedOutboundOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := firewalled(t)
+		defer b.stopAll()
+		c := b.client()
+		defer c.Close()
+		id := b.sendPaced(c, "1", "0")
+		if counts := b.judgePaced(id, 1); counts[fleet.Success] != 5 {
+			t.Errorf("%v", counts)
+		}
+		leader := b.awaitLeader("")
+		b.net.Cut(b.hosts[leader], b.hosts["n5"])
+		id = b.sendPaced(c, "2", "0")
+		if counts := b.judgePaced(id, 2); counts[fleet.Success] != 5 {
+			t.Errorf("with its connection to the leader cut: %v", counts)
+		}
+	})
+}
+
+// TestPacedRestarts restarts agents in an orderly way while they wait and while
+// it is their turn, as an upgrade does.
+func TestPacedRestarts(t *testing.T) {
+	inBubble(t, 1, 4, func(t *testing.T, b *bubble, c *client.Client) {
+		id := b.sendPaced(c, "1", "100%")
+		for _, name := range []string{"n2", "n3", "n4", "n5"} {
+			begun := b.begun(id)
+			b.until("another began", func() bool { return b.begun(id) > begun || b.begun(id) == 5 })
+			b.crash(name)
+			time.Sleep(time.Second)
+			b.start(name)
+			b.ready(name)
+		}
+		counts := b.judgePaced(id, 1)
+		if counts[fleet.Success]+counts[fleet.Interrupted] != 5 || counts[fleet.Success] == 0 {
+			t.Errorf("%v", counts)
+		}
+	})
+}
