@@ -129,6 +129,7 @@ type Seed struct {
 // Stats counts since New, except for Health, which is now.
 type Stats struct {
 	Health         int    // 0 is well; higher: this host itself seems slow or cut off
+	PacketsOpened  uint64 // of a member, under one of the keys
 	PacketsRefused uint64 // wrong size, version or key
 	PacketsDropped uint64 // memberlist did not keep up
 	PacketsOver    uint64 // more from one source than any member sends

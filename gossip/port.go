@@ -163,6 +163,7 @@ func (p *port) readPackets() {
 			p.counts.packetsRefused.Add(1)
 			continue
 		}
+		p.counts.packetsOpened.Add(1)
 		refused = 0
 		plain, err = believe.packet(plain)
 		if err != nil {

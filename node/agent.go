@@ -59,6 +59,7 @@ func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, err
 	req := &rpc.HeartbeatRequest{
 		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
 		Program: n.programDigest(),
+		Keys:    n.ringKeys.wanted(n.gossipStats(), n.cfg.Now()),
 	}
 	if _, err := rand.Read(req.Nonce[:]); err != nil {
 		return time.Time{}, fmt.Errorf("make nonce: %w", err)
@@ -75,6 +76,7 @@ func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, err
 			n.log.Warn("trust.json from a voter not taken", "peer", voter, "err", err)
 		}
 	}
+	n.takeGossipKeys(resp.Keys, req.Keys)
 	if n.view.merge(voter, resp) {
 		n.recheck()
 	}

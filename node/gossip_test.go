@@ -16,6 +16,10 @@ import (
 	"fleet/gossip"
 	"fleet/node/fleet"
 	"fleet/node/memnet"
+	"fleet/node/rpc"
+	"fleet/node/ssm"
+	"fleet/raftfsm/entry"
+	"fleet/raftfsm/state"
 )
 
 // forger is who took a host's gossip key: it seals packets as members do.
@@ -209,5 +213,144 @@ func TestForgedGossip(t *testing.T) {
 		if len(commands) < 4 || st.PacketsOver == 0 || st.ClaimsRefused == 0 || st.RecordsRefused == 0 {
 			t.Errorf("the flood was none: %d commands, %+v", len(commands), st)
 		}
+	})
+}
+
+func TestKeyPolicy(t *testing.T) {
+	p := keyPolicy{age: 30 * 24 * time.Hour, beats: 30 * time.Second, grace: 10 * time.Minute}
+	made := time.Unix(1_800_000_000, 0)
+	one := state.GossipKey{N: 1, Made: made.UnixNano()}
+	two := state.GossipKey{N: 2, Made: made.UnixNano()}
+	settled := &state.GossipKeys{Keys: []state.GossipKey{one}, Stepped: made.UnixNano(), Index: 5}
+	spreading := &state.GossipKeys{Keys: []state.GossipKey{one, two}, Stepped: made.UnixNano(), Index: 5}
+	retiring := &state.GossipKeys{Keys: []state.GossipKey{two, one}, Stepped: made.UnixNano(), Index: 5}
+	for name, c := range map[string]struct {
+		keys    *state.GossipKeys
+		behind  int
+		removed uint64
+		after   time.Duration
+		want    entry.GossipStep
+	}{
+		"young":                                 {settled, 0, 0, time.Hour, 0},
+		"old":                                   {settled, 3, 0, p.age, entry.GossipKeyMade},
+		"a host was removed before it was made": {settled, 0, 5, time.Hour, 0},
+		"a host was removed since":              {settled, 0, 6, time.Second, entry.GossipKeyMade},
+		"everybody has it, but was just asked":  {spreading, 0, 0, p.beats - 1, 0},
+		"everybody has it":                      {spreading, 0, 0, p.beats, entry.GossipKeyUsed},
+		"one has not":                           {spreading, 1, 0, p.grace - 1, 0},
+		"one has not for long":                  {spreading, 1, 0, p.grace, entry.GossipKeyUsed},
+		"everybody uses it":                     {retiring, 0, 0, p.beats, entry.GossipKeyDropped},
+		"one does not":                          {retiring, 1, 0, p.beats, 0},
+		"one does not for long":                 {retiring, 1, 0, p.grace, entry.GossipKeyDropped},
+		"a removal waits for the rotation under way": {retiring, 1, 9, p.beats, 0},
+	} {
+		if got := p.next(c.keys, c.behind, c.removed, made.Add(c.after)); got != c.want {
+			t.Errorf("%s: step %d, want %d", name, got, c.want)
+		}
+	}
+}
+
+// keysOf are the gossip keys that a host uses.
+func (b *bubble) keysOf(name string) [][]byte {
+	k := &b.nodes[name].ringKeys
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.keys
+}
+
+// TestGossipKeyAfterARemoval: a removed host keeps the key that it knew. Within a
+// few minutes nobody opens what it sends; nobody is doubted meanwhile, and a host
+// that was away all the time is back in the ring when it comes.
+func TestGossipKeyAfterARemoval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 3)
+		defer b.stopAll()
+		b.whole(2 * time.Minute)
+		c := b.client()
+		defer c.Close()
+		f := b.forger(b.net.Host("10.0.6.6"), "n5")
+		gone, was := b.nodes["n5"].ID(), b.keysOf("n1")
+		b.crash("n6") // away
+		time.Sleep(2 * time.Minute)
+
+		if err := c.Call(t.Context(), "DeregisterManagedInstance", ssm.DeregisterManagedInstanceRequest{InstanceId: string(gone)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		out := b.nodes["n5"]
+		delete(b.nodes, "n5")
+		delete(b.hosts, "n5")
+		b.whole(2 * time.Minute)
+		doubted := 0
+		settled := func() bool {
+			for name, n := range b.nodes {
+				if alive, _ := ringOf(n); alive < len(b.nodes) {
+					doubted++
+				}
+				keys := b.keysOf(name)
+				if len(keys) != 1 || bytes.Equal(keys[0], was[0]) {
+					return false
+				}
+			}
+			return true
+		}
+		for !settled() {
+			if time.Since(began) > 10*time.Minute {
+				t.Fatal("the key is not rotated after 10 minutes")
+			}
+			time.Sleep(time.Second)
+		}
+		t.Logf("rotated on every host that runs %s after the removal; somebody was doubted %d times", time.Since(began), doubted)
+		if doubted > 0 {
+			t.Errorf("somebody was doubted %d times during the rotation", doubted)
+		}
+		if keys := out.ringKeys.keys; len(keys) != 1 || !bytes.Equal(keys[0], was[0]) {
+			t.Error("the removed host has the new key")
+		}
+		for name, n := range b.nodes {
+			before := n.ringRef.Load().Stats().PacketsRefused
+			for range 10 {
+				f.say(saySuspect, accuse{1, string(n.ID()), string(gone)}, b.hosts[name])
+			}
+			time.Sleep(time.Second)
+			// The removed host itself, which still runs, may be refused besides.
+			if got := n.ringRef.Load().Stats().PacketsRefused - before; got < 10 {
+				t.Errorf("%s refused %d of 10 packets under the old key", name, got)
+			}
+		}
+
+		b.start("n6")
+		b.ready("n6")
+		took := b.whole(time.Minute)
+		if !bytes.Equal(b.keysOf("n6")[0], b.keysOf("n1")[0]) {
+			t.Error("the host that was away has another key")
+		}
+		t.Logf("the host that was away is in the ring %s after it was ready", took)
+		out.cancel(errStopped)
+		<-out.Done()
+	})
+}
+
+// A host that a voter told false gossip keys opens nothing any more. It notices,
+// asks anew and takes what is true.
+func TestFalseGossipKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 1)
+		defer b.stopAll()
+		b.whole(2 * time.Minute)
+		n := b.nodes["n4"]
+		n.takeGossipKeys(&rpc.GossipKeys{Version: 1 << 31, Keys: [][]byte{bytes.Repeat([]byte{6}, 32)}}, 1)
+		if bytes.Equal(b.keysOf("n4")[0], b.keysOf("n1")[0]) {
+			t.Fatal("the false key was not taken")
+		}
+		began := time.Now()
+		for !bytes.Equal(b.keysOf("n4")[0], b.keysOf("n1")[0]) {
+			if time.Since(began) > 3*time.Minute {
+				t.Fatal("the false key is still held after three minutes")
+			}
+			time.Sleep(time.Second)
+		}
+		t.Logf("the true key is back after %s", time.Since(began))
+		b.whole(time.Minute)
 	})
 }

@@ -203,6 +203,7 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 	m.n.beats.Kick()
 	wg.Go(func() { m.control.Reconcile(ctx) })
 	wg.Go(func() { m.probe(ctx) })
+	wg.Go(func() { m.rotateGossipKeys(ctx) })
 	return m.dispatch.Lead(ctx)
 }
 
@@ -357,8 +358,11 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 		return nil, fleet.Errorf(fleet.Unavailable, "%s is not in this voter's copy of the registry", peer.Node)
 	}
 	now := m.n.cfg.Now()
+	if before, heard := m.n.seen.Get(peer.Node); !heard || before.Boot != req.Boot || !m.n.isLive(before, now) {
+		m.rpc.Undialled(peer.Node)
+	}
 	m.n.seen.Record(peer.Node, presence.Seen{
-		LastSeen: now, Version: req.Version, Program: req.Program, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings,
+		LastSeen: now, Version: req.Version, Program: req.Program, Boot: req.Boot, Trust: req.TrustVersion, Warnings: req.Warnings, Keys: req.Keys,
 	})
 	m.n.seen.Hear(peer.Node, req.Boot, peer.Source, now)
 	resp := &rpc.HeartbeatResponse{
@@ -369,6 +373,9 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	}
 	if t := store.Trust(); t != nil && t.Version > req.TrustVersion {
 		resp.Trust = t.Raw()
+	}
+	if g := store.GossipKeys(); g != nil && g.Version > req.Keys {
+		resp.Keys = &rpc.GossipKeys{Version: g.Version, Keys: g.Raw()}
 	}
 	resp.View, resp.ViewIndex = viewSince(store.Nodes(), store.Removals(), req.ViewIndex)
 	return resp, nil
@@ -480,7 +487,7 @@ func (m *member) issuing() (*enrol.Issuing, error) {
 	info := store.Fleet()
 	return &enrol.Issuing{
 		FleetName: info.Name, Key: m.issuer.Key, Issuer: m.issuer.Chain[0], Root: info.RootCertificate,
-		Trust: trust.Raw(), GossipKeys: [][]byte{info.GossipKey},
+		Trust: trust.Raw(), GossipKeys: store.GossipKeys().Raw(),
 	}, nil
 }
 

@@ -134,6 +134,7 @@ type Node struct {
 	seen      *presence.Table
 	ringLog   *slog.Logger
 	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
+	ringKeys  ringKeys
 	view      *view
 	boot      string                   // names this run of the agent
 	clones    atomic.Pointer[[]string] // where other hosts with this identity are heard from, as a voter says

@@ -80,7 +80,7 @@ func (n *Node) inRing(ctx context.Context) error {
 	if err := n.ownRecord(ctx); err != nil {
 		return nil // stopped first
 	}
-	keys, err := n.dir.GossipKeys()
+	keys, err := n.ringKeys.load(n.dir)
 	if err != nil {
 		return err
 	}
@@ -113,6 +113,7 @@ func (n *Node) inRing(ctx context.Context) error {
 	}
 	n.ringRef.Store(ring)
 	defer n.ringRef.Store(nil)
+	n.ringKeys.into(ring, n.log) // which may have changed meanwhile
 	n.whileInRing(ctx, ring)
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()

@@ -51,6 +51,7 @@ type Answer struct {
 	//	Results                        []fleet.Invocation, the rows as they now stand
 	//	PutTarget                      *fleet.SavedTarget
 	//	DeleteTarget                   fleet.TargetName
+	//	GossipKey                      *state.GossipKeys
 	Value any
 
 	Err   error  // why the entry was refused; the same on every replica
@@ -183,6 +184,7 @@ var handlers = map[entry.Kind]handler{
 	entry.KindDeleteOperator:   signed(deleteOperator, answerOperatorName),
 	entry.KindPutTarget:        signed(putTarget, answerTarget),
 	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
+	entry.KindGossipKey:        on(gossipKey),
 	entry.KindRelease:          on(release),
 }
 

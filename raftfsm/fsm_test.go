@@ -57,7 +57,7 @@ func TestGenesis(t *testing.T) {
 	w := newWorld(t)
 	s := w.fsm.Store()
 	f := s.Fleet()
-	if !f.Genesis || f.ID != fleetID || f.Name != "test" || f.Root != rootKey.Public() || len(f.GossipKey) != 32 || len(f.RootCertificate) == 0 {
+	if !f.Genesis || f.ID != fleetID || f.Name != "test" || f.Root != rootKey.Public() || len(s.GossipKeys().Raw()[0]) != 32 || len(f.RootCertificate) == 0 {
 		t.Errorf("fleet %+v", f)
 	}
 	if tr := s.Trust(); tr == nil || tr.Version != 1 || tr.K != 1 || len(tr.Raw()) == 0 {
@@ -394,7 +394,7 @@ func randomLog(w *world, seed uint64, n int) {
 	pick := func(n int) int { return r.IntN(max(n, 1)) }
 	for range n {
 		w.now += int64(r.IntN(20)-3) * second
-		switch r.IntN(20) {
+		switch r.IntN(21) {
 		case 0:
 			activations++
 			if r.IntN(3) == 0 {
@@ -445,6 +445,10 @@ func randomLog(w *world, seed uint64, n int) {
 			w.apply(&entry.Expire{Stamp: w.now, Command: fleet.CommandID(uuid(1 + pick(commands))), Attempt: 1})
 		case 13:
 			w.apply(w.target(fmt.Sprintf("t%d", r.IntN(4)), func(req *entry.PutTargetV1) { req.NodeSet = fmt.Sprintf("web[1-%d]", 2+r.IntN(9)) }))
+		case 20:
+			have := w.fsm.Store().GossipKeys().Version
+			w.apply(w.rotate(have-uint32(r.IntN(2)), byte(r.IntN(200))))
+			w.apply(w.rotation(entry.GossipStep(2+r.IntN(2)), have+uint32(r.IntN(2))))
 		case 14:
 			w.apply(w.removeTarget(fmt.Sprintf("t%d", r.IntN(4))))
 		case 15:

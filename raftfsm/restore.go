@@ -71,6 +71,7 @@ var tables = []struct {
 	{tableShards, loader((*restorer).loadShard)},
 	{tableNonces, loader((*restorer).loadNonce)},
 	{tableTargets, loader((*restorer).loadTarget)},
+	{tableGossipKeys, loader((*restorer).loadGossipKeys)},
 }
 
 // loader decodes a row for a typed function.
@@ -167,6 +168,9 @@ func (r *restorer) checkWhole() error {
 		if n := len(s.NodesByActivation(id)) + len(s.RemovalsByActivation(id)); uint64(n) > uint64(used) {
 			return fmt.Errorf("%d nodes enrolled with activation %s, which was used %d times", n, ev.Object, used)
 		}
+	}
+	if known := r.old.GossipKeys(); known != nil && s.GossipKeys().Version < known.Version {
+		return fmt.Errorf("version %d of the gossip keys would replace version %d", s.GossipKeys().Version, known.Version)
 	}
 	for _, known := range r.old.Removals() {
 		if s.Removal(known.Node.ID) == nil {

@@ -52,6 +52,7 @@ const (
 	tableShards      = "shards"
 	tableNonces      = "nonces"
 	tableTargets     = "targets"
+	tableGossipKeys  = "gossipkeys"
 	tableEnd         = "end"
 )
 
@@ -111,6 +112,12 @@ func rows(v state.View, emit func(table string, row any) error) error {
 		func() error { return emitAll(emit, tableShards, v.Shards()) },
 		func() error { return emitAll(emit, tableNonces, v.Nonces()) },
 		func() error { return emitAll(emit, tableTargets, v.SavedTargets()) },
+		func() error {
+			if g := v.GossipKeys(); g.Version > 1 { // else they are those of genesis
+				return emit(tableGossipKeys, g)
+			}
+			return nil
+		},
 	} {
 		if err := content(); err != nil {
 			return err

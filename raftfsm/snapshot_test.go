@@ -84,6 +84,8 @@ func fullWorld(tb testing.TB) *world {
 	w.must(w.createReplacing(6, 7))
 	w.must(w.join(6, 8))
 	w.must(w.createReplacing(7, 8))
+	w.must(w.rotate(1, 77))
+	w.must(w.rotation(entry.GossipKeyUsed, 2))
 	return w
 }
 

@@ -37,7 +37,10 @@ func (s *step) readGenesis(signed []byte) (*identity.GenesisPayload, *identity.T
 	}
 	s.PutFleet(state.Fleet{
 		ID: s.fleet, Name: p.FleetName, Root: root, RootCertificate: p.RootCertificate,
-		GossipKey: p.GossipKey, Genesis: true, Signed: signed,
+		Genesis: true, Signed: signed,
+	})
+	s.PutGossipKeys(&state.GossipKeys{
+		Version: 1, Keys: []state.GossipKey{{N: 1, Key: p.GossipKey, Made: p.Node.Enrolled}}, Stepped: p.Node.Enrolled,
 	})
 	return p, t, nil
 }

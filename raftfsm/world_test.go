@@ -321,6 +321,21 @@ func (w *world) rename(n int, name string) *entry.RenameNode {
 	return &entry.RenameNode{Authority: w.authority("RenameNode", "", entry.RenameNodeV1{InstanceId: string(nodeID(n)), Name: name})}
 }
 
+// rotate is the leader's first step of a rotation that ada asked for; rotation a
+// later step.
+func (w *world) rotate(version uint32, key byte) *entry.GossipKey {
+	w.tb.Helper()
+	a := w.authority("RotateGossipKey", "", entry.RotateGossipKeyV1{})
+	return &entry.GossipKey{
+		Stamp: w.now, Step: entry.GossipKeyMade, Version: version, Key: bytes.Repeat([]byte{key}, entry.GossipKeySize),
+		Request: a.Request, Proof: a.Proof,
+	}
+}
+
+func (w *world) rotation(step entry.GossipStep, version uint32) *entry.GossipKey {
+	return &entry.GossipKey{Stamp: w.now, Step: step, Version: version}
+}
+
 func nodeID(n int) fleet.NodeID { return fleet.NodeIDOf(key('A', n).Public()) }
 
 // send is a request to run the document on all nodes; edit changes it.

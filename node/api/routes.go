@@ -34,6 +34,7 @@ var routes = []route{
 	{"AddVoters", membershipTime, mutate},
 	{"CreateOperator", mutateTime, mutate},
 	{"DeleteOperator", mutateTime, mutate},
+	{"RotateGossipKey", mutateTime, mutate},
 
 	{"GetCallerIdentity", readTime, read(getCallerIdentity)},
 	{"DescribeInstanceInformation", readTime, read(describeInstanceInformation)},
@@ -46,6 +47,7 @@ var routes = []route{
 	{"ListCommandInvocations", readTime, read(listCommandInvocations)},
 	{"GetCommandInvocation", readTime, read(getCommandInvocation)},
 	{"DescribeQuorum", readTime, read(describeQuorum)},
+	{"DescribeGossipKey", readTime, read(describeGossipKey)},
 	{"GetStatus", readTime, read(getStatus)},
 	{"GetTrust", readTime, read(getTrust)},
 	{"GetCandidate", readTime, read(getCandidate)},

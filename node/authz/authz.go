@@ -65,6 +65,7 @@ var Operations = []Operation{
 	{"AddVoters", Signed, "AddVoters"},
 	{"CreateOperator", Signed, "CreateOperator"},
 	{"DeleteOperator", Signed, "DeleteOperator"},
+	{"RotateGossipKey", Signed, "RotateGossipKey"},
 
 	{"GetCallerIdentity", Read, "GetCallerIdentity"},
 	{"DescribeInstanceInformation", Read, "DescribeNodes"},
@@ -79,6 +80,7 @@ var Operations = []Operation{
 	{"GetCommandOutput", Read, "GetCommandOutput"},
 	{"WatchCommand", Read, "GetCommandOutput"},
 	{"DescribeQuorum", Read, "DescribeQuorum"},
+	{"DescribeGossipKey", Read, "DescribeQuorum"},
 	{"GetStatus", Read, "DescribeQuorum"},
 	{"GetTrust", Read, "DescribeQuorum"},
 	{"GetCandidate", Read, "DescribeQuorum"},

@@ -144,6 +144,7 @@ func (e *env) commands() []*cli.Command {
 		e.operatorCommand(),
 		e.activationCommand(),
 		e.quorumCommand(),
+		e.gossipKeyCommand(),
 		e.commandCommand(), e.targetCommand(),
 		e.backupCommand(),
 	}

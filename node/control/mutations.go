@@ -29,6 +29,7 @@ var mutations = map[string]func(c *Control, ctx context.Context, body, proof []b
 	"DeleteOperator":            (*Control).deleteOperator,
 	"PutTarget":                 (*Control).putTarget,
 	"DeleteTarget":              (*Control).deleteTarget,
+	"RotateGossipKey":           (*Control).rotateGossipKey,
 }
 
 // authority stamps a request: all that is not determined by it is decided

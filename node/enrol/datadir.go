@@ -270,7 +270,8 @@ func (d *Dir) GossipKeys() ([][]byte, error) {
 	return keys, nil
 }
 
-func (d *Dir) saveGossipKeys(keys [][]byte) error {
+// SaveGossipKeys replaces the gossip keys; the first seals.
+func (d *Dir) SaveGossipKeys(keys [][]byte) error {
 	var b bytes.Buffer
 	for _, k := range keys {
 		fmt.Fprintln(&b, hex.EncodeToString(k))

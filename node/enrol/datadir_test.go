@@ -60,7 +60,7 @@ func enrolled(t testing.TB) *Dir {
 	for _, err := range []error{
 		d.SaveTrust(testTrust(t)),
 		d.SavePeers(testPeers),
-		d.saveGossipKeys([][]byte{bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{8}, 32)}),
+		d.SaveGossipKeys([][]byte{bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{8}, 32)}),
 		d.SaveNodeRecord([]byte("record")),
 		d.finish(&Fleet{Fleet: testFleet, Name: "acme", Node: testNode, NodeName: "web01", RootCertificate: rootDER(t), RootKey: root[:]}),
 	} {

@@ -180,7 +180,7 @@ func (w *world) issuing() (*Issuing, error) {
 	info := w.fsm.Store().Fleet()
 	return &Issuing{
 		FleetName: info.Name, Key: id.Key, Issuer: id.Chain[0], Root: id.Chain[1], Trust: w.fsm.Store().Trust().Raw(),
-		GossipKeys: [][]byte{info.GossipKey},
+		GossipKeys: w.fsm.Store().GossipKeys().Raw(),
 	}, nil
 }
 

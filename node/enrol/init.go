@@ -136,7 +136,7 @@ func Init(_ context.Context, o InitOptions) (_ *InitResult, err error) {
 	})
 	for _, step := range []func() error{
 		func() error { return dir.SaveTrust(parsed) },
-		func() error { return dir.saveGossipKeys([][]byte{gossipKey}) },
+		func() error { return dir.SaveGossipKeys([][]byte{gossipKey}) },
 		func() error { return dir.SavePeers([]Peer{{Node: node, Address: o.Advertise}}) },
 		func() error { return dir.write(GenesisFile, genesis, 0o600) },
 		func() error { return dir.createJournal(now.UnixNano()) },

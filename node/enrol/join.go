@@ -358,7 +358,7 @@ func (j *joiner) keep(dir *Dir, a *answer, offset time.Duration) (*JoinResult, e
 	root, trust, peer, peers := checked.root, checked.trust, checked.peer, checked.peers
 	for _, step := range []func() error{
 		func() error { return dir.SaveTrust(trust) },
-		func() error { return dir.saveGossipKeys(a.GossipKeys) },
+		func() error { return dir.SaveGossipKeys(a.GossipKeys) },
 		func() error { return dir.SavePeers(peers) },
 		func() error { return dir.SaveChain(Agent, a.Certificate, a.Issuer, a.Root) },
 		func() error { return dir.SaveNodeRecord(a.NodeRecord) },

@@ -406,7 +406,7 @@ func checkJoined(t *testing.T, w *world, o JoinOptions, r *JoinResult) {
 	if peers, err := d.Peers(); err != nil || !slices.Equal(peers, want) || !slices.Equal(r.Quorum, want) {
 		t.Errorf("peers %v, %v; result %v", peers, err, r.Quorum)
 	}
-	if keys, err := d.GossipKeys(); err != nil || len(keys) != 1 || string(keys[0]) != string(w.fsm.Store().Fleet().GossipKey) {
+	if keys, err := d.GossipKeys(); err != nil || len(keys) != 1 || string(keys[0]) != string(w.fsm.Store().GossipKeys().Raw()[0]) {
 		t.Errorf("gossip keys: %v", err)
 	}
 	for _, name := range files(t, d.Path()) {

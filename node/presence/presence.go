@@ -23,6 +23,7 @@ type Seen struct {
 	Boot     string                 // the host's boot ID
 	Trust    uint32                 // version of trust.json that the host holds
 	Warnings []string               // codes, at most 8
+	Keys     uint32                 // version of the gossip keys that the host holds; 0 for not known
 	Reach    map[fleet.NodeID]Reach // by quorum host, in answers that several made; nil in a Table
 	Clones   []string               // where several hosts were heard from that say they are this one; nil for one
 }

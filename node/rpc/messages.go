@@ -30,6 +30,7 @@ type HeartbeatRequest struct {
 	// Program is the SHA-256 of the program that runs; zero where that is not
 	// known, as of a release before this field.
 	Program fleet.Digest `msgpack:"p"`
+	Keys    uint32       `msgpack:"k,omitempty"` // version of the gossip keys held; 0 asks for them
 }
 
 // Validate checks the limits of the text.
@@ -56,6 +57,29 @@ type HeartbeatResponse struct {
 	Dial uint8 `msgpack:"d,omitempty"`
 
 	Version string `msgpack:"p,omitempty"` // of the program on the quorum host
+
+	Keys *GossipKeys `msgpack:"k,omitempty"` // the gossip keys, when newer
+}
+
+// GossipKeys are the keys of the ring: the first seals, all open.
+type GossipKeys struct {
+	Version uint32   `msgpack:"v"`
+	Keys    [][]byte `msgpack:"k"`
+}
+
+func (k *GossipKeys) validate() error {
+	if k == nil {
+		return nil
+	}
+	if k.Version == 0 || len(k.Keys) < 1 || len(k.Keys) > 2 {
+		return fleet.Errorf(fleet.Invalid, "%d gossip keys of version %d", len(k.Keys), k.Version)
+	}
+	for _, key := range k.Keys {
+		if len(key) != 32 {
+			return fleet.Errorf(fleet.Invalid, "a gossip key of %d bytes", len(key))
+		}
+	}
+	return nil
 }
 
 // Validate checks the rows.
@@ -67,6 +91,9 @@ func (r *HeartbeatResponse) Validate() error {
 		if err := r.View[i].validate(); err != nil {
 			return err
 		}
+	}
+	if err := r.Keys.validate(); err != nil {
+		return err
 	}
 	if err := checkClones(r.Clones); err != nil {
 		return err
@@ -421,6 +448,7 @@ type PresenceRow struct {
 	Reverse  bool         `msgpack:"o,omitempty"` // the host keeps a connection open to the voter
 	Dial     uint8        `msgpack:"d,omitempty"` // presence.Dial
 	Program  fleet.Digest `msgpack:"p"`           // that the host runs; zero for not known
+	Keys     uint32       `msgpack:"k,omitempty"` // version of the gossip keys that the host holds
 }
 
 // Validate checks every row.

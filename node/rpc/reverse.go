@@ -374,6 +374,16 @@ func (c *Client) Probe(ctx context.Context, node fleet.NodeID) error {
 	return conn.Close()
 }
 
+// Undialled forgets what dialling a host taught: it came back, and that nobody
+// answered while it was off says nothing of it.
+func (c *Client) Undialled(node fleet.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, known := c.ways[node]; known {
+		c.learnLocked(node, func(w *way) { w.dialled, w.fails = time.Time{}, 0 })
+	}
+}
+
 // Reach is how calls from here get to a host.
 type Reach struct {
 	Reverse bool         // the host keeps a connection open to this one

@@ -33,15 +33,15 @@ var update = flag.Bool("update", false, "rewrite testdata")
 func samples() []any {
 	sum := fleet.Sum([]byte("x"))
 	row := PresenceRow{ID: nodeA, LastSeen: 1790000000000000000, Version: "1.2.3", Warnings: []string{"clock 3s behind"},
-		Reverse: true, Dial: 1}
+		Reverse: true, Dial: 1, Keys: 3}
 	report := ReportRequest{Result: []byte("result"), Detail: []byte("detail")}
 	const command = "01234567-89ab-cdef-0123-456789abcdef"
 	return []any{
 		&Empty{},
 		&HeartbeatRequest{Nonce: [16]byte{1}, Version: "1.2.3", TrustVersion: 4, ViewIndex: 99, Boot: "b1",
-			Warnings: []string{"disk 95 % full"}},
+			Warnings: []string{"disk 95 % full"}, Keys: 3},
 		&HeartbeatResponse{Nonce: [16]byte{1}, Time: 1790000000000000000, Trust: []byte("{}"), ViewIndex: 100,
-			Leader: nodeB, NodeRecord: []byte{1}, Dial: 2, Version: "1.2.3", View: []ViewRow{
+			Leader: nodeB, NodeRecord: []byte{1}, Dial: 2, Version: "1.2.3", Keys: &GossipKeys{Version: 3, Keys: [][]byte{bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)}}, View: []ViewRow{
 				{ID: nodeA, Name: "web1", Labels: map[string]string{"role": "web", "dc": "a"}, Address: "10.0.0.1:7790"},
 				{ID: nodeB, Removed: true}}},
 		&report,
@@ -130,6 +130,10 @@ func TestValidate(t *testing.T) {
 		{"view row without an ID", &HeartbeatResponse{View: []ViewRow{{Name: "web1"}}}},
 		{"view row with a bad name", &HeartbeatResponse{View: []ViewRow{{ID: nodeA, Name: "web 1"}}}},
 		{"view row with a bad label", &HeartbeatResponse{View: []ViewRow{{ID: nodeA, Name: "web1", Labels: map[string]string{"a,b": "c"}}}}},
+		{"gossip key that is short", &HeartbeatResponse{Keys: &GossipKeys{Version: 2, Keys: [][]byte{make([]byte, 31)}}}},
+		{"no gossip key", &HeartbeatResponse{Keys: &GossipKeys{Version: 2}}},
+		{"three gossip keys", &HeartbeatResponse{Keys: &GossipKeys{Version: 2, Keys: make([][]byte, 3)}}},
+		{"gossip keys of no version", &HeartbeatResponse{Keys: &GossipKeys{Keys: [][]byte{make([]byte, 32)}}}},
 		{"leader that is no ID", &HeartbeatResponse{Leader: "../etc"}},
 		{"detail too large", &ReportRequest{Detail: make([]byte, 64<<10+1)}},
 		{"acknowledged without an index", &ReportResponse{}},

@@ -85,6 +85,7 @@ const (
 	KindPutTarget        Kind = 19
 	KindDeleteTarget     Kind = 20
 	KindRelease          Kind = 22
+	KindGossipKey        Kind = 29
 )
 
 // Body is the decoded body of an entry: a pointer to one of the types below.
@@ -125,6 +126,7 @@ var kinds = map[Kind]kindInfo{
 	KindDeleteOperator:   {"DeleteOperator", "DeleteOperator", decode[DeleteOperator]},
 	KindPutTarget:        {"PutTarget", "PutTarget", decode[PutTarget]},
 	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
+	KindGossipKey:        {"GossipKey", "", decode[GossipKey]},
 	KindRelease:          {"Release", "", decode[Release]},
 }
 

@@ -58,6 +58,7 @@ func samples() []Body {
 		&PutTarget{authority("")},
 		&DeleteTarget{authority("")},
 		&Release{Stamp: testStamp, Command: testCommand, Attempt: 1, Indexes: []uint32{0, 300, 70000}},
+		&GossipKey{Stamp: testStamp, Step: GossipKeyMade, Version: 1, Key: bytes.Repeat([]byte{8}, 32), Request: []byte("{}"), Proof: []byte("proof")},
 	}
 }
 
@@ -253,6 +254,12 @@ func TestCheckRefuses(t *testing.T) {
 		"row that is released":        rows(func(r []fleet.Invocation) { r[0].State = fleet.Released }),
 		"release of no command":       &Release{Stamp: testStamp, Indexes: []uint32{1}},
 		"release at no time":          &Release{Command: testCommand, Indexes: []uint32{1}},
+		"gossip key of no step":       &GossipKey{Stamp: testStamp},
+		"gossip key of another step":  &GossipKey{Stamp: testStamp, Step: 4},
+		"gossip key that is short":    &GossipKey{Stamp: testStamp, Step: GossipKeyMade, Key: make([]byte, 31)},
+		"gossip key without time":     &GossipKey{Step: GossipKeyMade, Key: make([]byte, 32)},
+		"gossip key used and made":    &GossipKey{Stamp: testStamp, Step: GossipKeyUsed, Key: make([]byte, 32)},
+		"gossip key half signed":      &GossipKey{Stamp: testStamp, Step: GossipKeyMade, Key: make([]byte, 32), Request: []byte("{}")},
 		"release of nobody":           &Release{Stamp: testStamp, Command: testCommand},
 		"release of one twice":        &Release{Stamp: testStamp, Command: testCommand, Indexes: []uint32{1, 1}},
 		"release out of order":        &Release{Stamp: testStamp, Command: testCommand, Indexes: []uint32{2, 1}},

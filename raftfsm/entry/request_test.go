@@ -30,6 +30,7 @@ var parsers = map[string]func([]byte) (any, error){
 	"CreateOperator":            func(b []byte) (any, error) { return ParseCreateOperator(b) },
 	"DeleteOperator":            func(b []byte) (any, error) { return ParseDeleteOperator(b) },
 	"PutTarget":                 func(b []byte) (any, error) { return ParsePutTarget(b) },
+	"RotateGossipKey":           func(b []byte) (any, error) { return ParseRotateGossipKey(b) },
 	"DeleteTarget":              func(b []byte) (any, error) { return ParseDeleteTarget(b) },
 }
 
@@ -128,6 +129,8 @@ func TestRequests(t *testing.T) {
 		{"target of five selectors", "PutTarget", object("Name", `"a"`, "Targets", many(5, `{"Key":"tag:k%d","Values":["v"]}`)), validation},
 		{"target of a selector without values", "PutTarget", object("Name", `"a"`, "Targets", `[{"Key":"tag:env","Values":[]}]`), "InvalidTarget"},
 		{"target with more", "PutTarget", object("Name", `"a"`, "NodeSet", `"web1"`, "Run", `"x"`), validation},
+		{"rotation", "RotateGossipKey", "{}", ""},
+		{"rotation with a member", "RotateGossipKey", object("Key", `"a"`), validation},
 		{"remove a target", "DeleteTarget", object("Name", `"a"`), ""},
 		{"remove no target", "DeleteTarget", "{}", validation},
 		{"delete nothing", "DeleteActivation", "{}", "InvalidActivationId"},
@@ -300,6 +303,7 @@ func TestExpires(t *testing.T) {
 func FuzzRequests(f *testing.F) {
 	f.Add("CreateActivation", []byte(object("PublicKey", `"`+testKey+`"`, "Tags", manyTags(2))))
 	f.Add("PutTarget", []byte(object("Name", `"a"`, "NodeSet", `"web[1-3]"`, "Targets", `[{"Key":"tag:env","Values":["prod"]}]`)))
+	f.Add("RotateGossipKey", []byte("{}"))
 	f.Add("DeleteTarget", []byte(object("Name", `"a"`)))
 	f.Add("DeleteActivation", []byte(object("ActivationId", `"`+testID+`"`)))
 	f.Add("AddTagsToResource", []byte(object("ResourceType", `"ManagedInstance"`, "ResourceId", `"mi-0123456789abcdef0"`, "Tags", manyTags(1))))

@@ -12,7 +12,6 @@ type Fleet struct {
 	Name            string
 	Root            fleet.PublicKey
 	RootCertificate []byte // DER
-	GossipKey       []byte // 32 bytes; it grants nothing
 	Genesis         bool   // whether there was a genesis entry
 	Signed          []byte // the genesis entry's payload, as the root key signed it
 }
