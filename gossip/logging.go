@@ -92,25 +92,3 @@ func parseLine(line []byte) (slog.Level, []byte) {
 	}
 	return level, bytes.TrimPrefix(line, []byte("memberlist: "))
 }
-
-// sometimes lets a line through once in an interval. What a member can cause at
-// will is not logged each time.
-type sometimes struct {
-	mu         sync.Mutex // guards the rest
-	last       time.Time
-	suppressed int
-}
-
-func (s *sometimes) log(line func(suppressed int)) {
-	s.mu.Lock()
-	now := time.Now()
-	if !s.last.IsZero() && now.Sub(s.last) < logInterval {
-		s.suppressed++
-		s.mu.Unlock()
-		return
-	}
-	suppressed := s.suppressed
-	s.last, s.suppressed = now, 0
-	s.mu.Unlock()
-	line(suppressed)
-}

@@ -14,6 +14,7 @@ import (
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/logging"
 )
 
 // State is what the ring says about a member.
@@ -55,7 +56,7 @@ type members struct {
 	notify func()
 	own    atomic.Pointer[[]byte] // own record, announced as metadata
 
-	conflicts sometimes
+	conflicts logging.Sometimes
 
 	mu    sync.Mutex // guards the rest
 	rows  map[fleet.NodeID]*row
@@ -261,7 +262,7 @@ func (m *members) NotifyUpdate(n *memberlist.Node) { m.setState(n, Alive) }
 // was copied to another host: then both will say so again and again.
 func (m *members) NotifyConflict(old, moved *memberlist.Node) {
 	m.counts.conflicts.Add(1)
-	m.conflicts.log(func(suppressed int) {
+	m.conflicts.Log(time.Now(), func(suppressed int) {
 		m.cfg.Logger.Warn("a member is at two addresses: it moved, or was copied",
 			"node", moved.Name, "addr", addrOf(old.Addr, old.Port), "other", addrOf(moved.Addr, moved.Port), "suppressed", suppressed)
 	})

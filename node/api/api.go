@@ -34,6 +34,7 @@ import (
 	"fleet/node/control"
 	"fleet/node/fleet"
 	"fleet/node/presence"
+	"fleet/node/quota"
 	"fleet/node/runcmd"
 	"fleet/raftfsm/state"
 )
@@ -102,6 +103,10 @@ type Config struct {
 	// MaxConns bounds the connections of operators; 0 is 256.
 	MaxConns int
 
+	// OperatorRate is what one operator may ask for; zero is 200 a second, and
+	// 400 at once after a rest.
+	OperatorRate quota.Rate
+
 	// Lost is how long after its last heartbeat a host counts as lost; 0 is
 	// three heartbeats of the default interval.
 	Lost time.Duration
@@ -117,6 +122,7 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	mux     *http.ServeMux
+	quota   *quota.Limiter[fleet.KeyID]
 	backups chan struct{} // a token for each backup that is being written
 
 	mu   sync.Mutex // guards open
@@ -131,10 +137,13 @@ func NewServer(cfg Config) *Server {
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = defaultMaxConns
 	}
+	if cfg.OperatorRate == (quota.Rate{}) {
+		cfg.OperatorRate = operatorRate
+	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 5 * time.Second
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), backups: make(chan struct{}, maxBackups), open: map[*provedConn]struct{}{}}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), backups: make(chan struct{}, maxBackups), quota: quota.New[fleet.KeyID](cfg.OperatorRate, maxOperators), open: map[*provedConn]struct{}{}}
 	for _, r := range routes {
 		op, _ := authz.Lookup(r.name) // a test holds that every route is in the table
 		s.mux.Handle("POST "+pathOf(r.name), s.wrap(op, r))

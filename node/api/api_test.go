@@ -574,8 +574,16 @@ func TestTooManyConnections(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
+	// One operator alone may not take all of them.
+	second := f.cred
+	second.Operator, second.Key = "second@host1", newKey(t)
+	f.write(func(txn *state.Txn) {
+		txn.PutOperator(&fleet.Operator{Name: second.Operator, Keys: []fleet.PublicKey{second.Key.Public()}, May: []string{"*"}})
+	})
+	creds := []identity.Credential{f.cred, second}
 	refused := false
-	for range 3 * limit {
+	for i := range 3 * limit {
+		f.cred = creds[i%2]
 		conn, err := transport.DialAPI(t.Context(), nil, f.addr, f.cred.Fleet, "", f.clock)
 		if err != nil {
 			refused = true

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
+	"time"
 
 	"fleet/node/api/client"
 	"fleet/node/fleet"
@@ -33,7 +35,7 @@ var statuses = map[fleet.Kind]int{
 func public(err error) *fleet.Error {
 	var e *fleet.Error
 	if errors.As(err, &e) {
-		return &fleet.Error{Kind: e.Kind, Code: e.Code, Message: e.Message, Hint: fleet.HintOf(err)}
+		return &fleet.Error{Kind: e.Kind, Code: e.Code, Message: e.Message, Hint: fleet.HintOf(err), RetryAfter: e.RetryAfter}
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return fleet.Errorf(fleet.Unavailable, "the host did not finish in time")
@@ -53,6 +55,9 @@ func writeError(w http.ResponseWriter, err error) {
 		b = []byte(`{"__type":"Internal","message":"internal error"}`)
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int((e.RetryAfter+time.Second-1)/time.Second)))
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(b) // the client may be gone; there is nobody to tell
 }

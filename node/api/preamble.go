@@ -36,6 +36,9 @@ func (s *Server) prove(ctx context.Context, conn net.Conn) (_ caller, err error)
 	ctx, cancel := context.WithTimeout(ctx, preambleTimeout)
 	defer cancel()
 	c, store, err := s.check(ctx, conn, b)
+	if err == nil {
+		err = s.refuseConn(c)
+	}
 	w := client.Welcome{OK: err == nil, Time: s.cfg.Now().UnixNano()}
 	if err == nil {
 		w.Quorum = voterAddresses(store)

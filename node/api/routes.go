@@ -137,6 +137,9 @@ func (c *call) run(req *http.Request, r route) (err error) {
 	if err := c.authorize(req.Context(), c.caller, c.op); err != nil {
 		return err
 	}
+	if err := c.refuseOver(c.caller); err != nil {
+		return err
+	}
 	if r.time == upload {
 		return r.serve(req.Context(), c)
 	}

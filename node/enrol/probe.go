@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"syscall"
@@ -29,27 +30,27 @@ const (
 	callBackBusy    = "busy"
 )
 
-// callBacks is what is being tried now, by source.
+// callBacks is what is being tried now, by source: an address, or a /64 of IPv6.
 type callBacks struct {
 	mu    sync.Mutex // guards tried
-	tried map[string]bool
+	tried map[netip.Addr]bool
 }
 
 // enter reports whether a source may be tried now; leave ends that.
-func (c *callBacks) enter(source string) bool {
+func (c *callBacks) enter(source netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.tried[source] || len(c.tried) >= maxCallBacks {
 		return false
 	}
 	if c.tried == nil {
-		c.tried = map[string]bool{}
+		c.tried = map[netip.Addr]bool{}
 	}
 	c.tried[source] = true
 	return true
 }
 
-func (c *callBacks) leave(source string) {
+func (c *callBacks) leave(source netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.tried, source)
@@ -57,14 +58,15 @@ func (c *callBacks) leave(source string) {
 
 // callBack tries a port of the address that a question came from.
 func (s *Server) callBack(ctx context.Context, from net.Addr, port uint16) string {
-	source, _, err := net.SplitHostPort(from.String())
+	host, _, err := net.SplitHostPort(from.String())
+	source := transport.SourceOf(from)
 	if err != nil || port < minCallBack || s.cfg.Reaches == nil || !s.callBacks.enter(source) {
 		return callBackBusy
 	}
 	defer s.callBacks.leave(source)
 	ctx, cancel := context.WithTimeout(ctx, callBackTime)
 	defer cancel()
-	err = s.cfg.Reaches(ctx, net.JoinHostPort(source, strconv.Itoa(int(port))))
+	err = s.cfg.Reaches(ctx, net.JoinHostPort(host, strconv.Itoa(int(port))))
 	switch {
 	case err == nil:
 		return callBackOpen

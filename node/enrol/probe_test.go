@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -13,6 +15,7 @@ import (
 
 	"fleet/node/fleet"
 	"fleet/node/memnet"
+	"fleet/node/transport"
 )
 
 // TestCallBack: a host tries only the address that asks, few at once, and no
@@ -55,20 +58,66 @@ func TestCallBack(t *testing.T) {
 
 func TestCallBacksAreFew(t *testing.T) {
 	var c callBacks
-	if !c.enter("a") || c.enter("a") {
+	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
+	if !c.enter(at(100)) || c.enter(at(100)) {
 		t.Error("one address is tried twice at once")
 	}
 	for i := range maxCallBacks - 1 {
-		if !c.enter(fmt.Sprint(i)) {
+		if !c.enter(at(i)) {
 			t.Errorf("only %d at once", i+1)
 		}
 	}
-	if c.enter("one more") {
+	if c.enter(at(101)) {
 		t.Errorf("more than %d at once", maxCallBacks)
 	}
-	c.leave("a")
-	if !c.enter("one more") {
+	c.leave(at(100))
+	if !c.enter(at(101)) {
 		t.Error("a place that was given back is not given again")
+	}
+}
+
+// A stranger with a /64 of IPv6 has as many addresses as he likes; they count as
+// one, for what is tried for him and for the places of joiners.
+func TestStrangersOfOneNetworkAreOne(t *testing.T) {
+	hold := make(chan struct{})
+	s := NewServer(ServerConfig{Reaches: func(context.Context, string) error { <-hold; return nil }})
+	from := func(i int) net.Addr {
+		return &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("2001:db8:1:2::%x", i)), Port: 40000}
+	}
+	first := make(chan string)
+	go func() { first <- s.callBack(t.Context(), from(1), 7790) }()
+	for deadline := time.Now().Add(time.Minute); ; {
+		s.callBacks.mu.Lock()
+		n := len(s.callBacks.tried)
+		s.callBacks.mu.Unlock()
+		if n == 1 || time.Now().After(deadline) {
+			break
+		}
+		runtime.Gosched()
+	}
+	if got := s.callBack(t.Context(), from(2), 7790); got != callBackBusy {
+		t.Errorf("a second address of the network is tried: %q", got)
+	}
+	close(hold)
+	if got := <-first; got != callBackOpen {
+		t.Errorf("the first: %q", got)
+	}
+	taken := 0
+	for i := range 2 * maxEnrolments {
+		if s.enter(transport.SourceOf(from(i))) {
+			taken++
+		}
+	}
+	other := transport.SourceOf(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1})
+	if taken != maxFromOne || !s.enter(other) {
+		t.Errorf("one network holds %d places of %d", taken, maxEnrolments)
+	}
+	for range taken {
+		s.leave(transport.SourceOf(from(0)))
+	}
+	s.leave(other)
+	if len(s.from) != 0 || len(s.busy) != 0 {
+		t.Errorf("%d sources and %d places are left", len(s.from), len(s.busy))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/transport"
 )
 
 // codeActivation is SSM's name for the refusal of an activation. No other host
@@ -21,6 +22,7 @@ const codeActivation = "InvalidActivation"
 const (
 	serverDeadline = 20 * time.Second // for a whole enrolment
 	maxEnrolments  = 64               // under way at once on one host
+	maxFromOne     = 32               // of them from one address, or one /64 of IPv6
 	// maxSkew is how far the clocks of the quorum may lie apart.
 	maxSkew = 60 * time.Second
 	// RecordValidity is how long a node record counts; it is reissued with the
@@ -89,12 +91,15 @@ type Server struct {
 	cfg  ServerConfig
 	busy chan struct{} // one token for each enrolment under way
 
+	mu   sync.Mutex         // guards from
+	from map[netip.Addr]int // those under way, by source; only entries above zero
+
 	callBacks callBacks
 }
 
 // NewServer makes a server; Serve starts it.
 func NewServer(cfg ServerConfig) *Server {
-	return &Server{cfg: cfg, busy: make(chan struct{}, maxEnrolments)}
+	return &Server{cfg: cfg, busy: make(chan struct{}, maxEnrolments), from: map[netip.Addr]int{}}
 }
 
 // Serve answers the connections of l until ctx is done or l is closed.
@@ -113,17 +118,42 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return err
 		}
-		select {
-		case s.busy <- struct{}{}:
-		default: // over the budget: the joiner tries another host
+		source := transport.SourceOf(conn.RemoteAddr())
+		if !s.enter(source) { // over the budget: the joiner tries another host
 			conn.Close() //nolint:errcheck // nothing was promised
 			continue
 		}
 		wg.Go(func() {
-			defer func() { <-s.busy }()
+			defer s.leave(source)
 			defer conn.Close() //nolint:errcheck // the answer was written or its error logged
 			s.answer(ctx, conn)
 		})
+	}
+}
+
+// enter takes a place for a joiner: of all that there are, and of its source's
+// share, so that a single stranger does not keep everybody else out.
+func (s *Server) enter(source netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.from[source] >= maxFromOne {
+		return false
+	}
+	select {
+	case s.busy <- struct{}{}:
+		s.from[source]++
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) leave(source netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	<-s.busy
+	if s.from[source]--; s.from[source] == 0 {
+		delete(s.from, source)
 	}
 }
 

@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Kind is the one classification of errors: it crosses RPC, becomes the HTTP
@@ -58,6 +59,10 @@ type Error struct {
 	Message string
 	Hint    string
 	Err     error
+
+	// RetryAfter is in how long the same request may succeed, of kind Throttled;
+	// zero if waiting alone does not help.
+	RetryAfter time.Duration
 }
 
 func (e *Error) Error() string {
@@ -98,6 +103,22 @@ func CodeErrorf(kind Kind, code, format string, args ...any) *Error {
 func (e *Error) WithHint(format string, args ...any) *Error {
 	e.Hint = fmt.Sprintf(format, args...)
 	return e
+}
+
+// RetryIn says in how long the same request may succeed.
+func (e *Error) RetryIn(d time.Duration) *Error {
+	e.RetryAfter = d
+	return e
+}
+
+// RetryAfterOf is in how long a refused request may succeed; zero if waiting
+// alone does not help.
+func RetryAfterOf(err error) time.Duration {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.RetryAfter
+	}
+	return 0
 }
 
 // KindOf is the kind of the first Error in err's chain; Other if there is none.

@@ -81,6 +81,8 @@ type Accepted struct {
 	Created      int64 // stamp of the command
 	Expires      int64 // stamp after which nothing of it happens
 	At           int64 // by this host's clock
+
+	By fleet.NodeID // the voter that cancelled what never came; else empty
 }
 
 // Spawned is a child of a started command (process.Identity).
@@ -292,14 +294,14 @@ func (j *Journal) Cancel(k Key, signed []byte) error {
 	return j.append(record{Kind: kindCancelled, Cancel: signed}.of(k))
 }
 
-// Unmet is how many entries are of commands that never came here: they were
-// cancelled first.
-func (j *Journal) Unmet() int {
+// Unmet is how many entries are of commands that never came here: this voter
+// cancelled them first.
+func (j *Journal) Unmet(by fleet.NodeID) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	n := 0
 	for _, e := range j.entries {
-		if e.Ticket == nil {
+		if e.Ticket == nil && e.By == by {
 			n++
 		}
 	}

@@ -36,7 +36,8 @@ func acceptedOf(n int) Accepted {
 
 // unmetOf is what is known of a command that was cancelled before it came.
 func unmetOf(n int) Accepted {
-	return Accepted{Index: uint32(n), Created: testOrigin + int64(n), Expires: testOrigin + int64(n)*int64(time.Hour), At: testOrigin + int64(n) + 9}
+	return Accepted{Index: uint32(n), Created: testOrigin + int64(n), Expires: testOrigin + int64(n)*int64(time.Hour), At: testOrigin + int64(n) + 9,
+		By: "mi-0123456789abcdef0"}
 }
 
 func finishedOf(n int) Finished {

@@ -69,6 +69,7 @@ type accepted struct {
 	Parameters   []byte `msgpack:"p,omitempty"`
 	Created      int64  `msgpack:"c"`
 	Expires      int64  `msgpack:"e"`
+	By           string `msgpack:"v,omitempty"` // the voter that cancelled what never came
 }
 
 type finished struct {
@@ -78,7 +79,7 @@ type finished struct {
 }
 
 func acceptedRecord(a Accepted) *accepted {
-	return &accepted{a.Ticket, a.Index, a.DocumentName, a.Document, a.Parameters, a.Created, a.Expires}
+	return &accepted{a.Ticket, a.Index, a.DocumentName, a.Document, a.Parameters, a.Created, a.Expires, string(a.By)}
 }
 
 func finishedRecord(f Finished) *finished { return &finished{f.Result, f.Detail, f.Blobs} }
@@ -240,7 +241,7 @@ func (j *Journal) apply(r record) {
 	if r.Accepted != nil {
 		a := r.Accepted
 		j.entries[k] = &Entry{Key: k, Accepted: Accepted{
-			a.Ticket, a.Index, a.DocumentName, a.Document, a.Parameters, a.Created, a.Expires, r.At,
+			a.Ticket, a.Index, a.DocumentName, a.Document, a.Parameters, a.Created, a.Expires, r.At, fleet.NodeID(a.By),
 		}}
 		j.order = append(j.order, k)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -18,6 +19,7 @@ type errorBody struct {
 	Code    string `msgpack:"c,omitempty"`
 	Message string `msgpack:"m,omitempty"`
 	Hint    string `msgpack:"h,omitempty"`
+	After   uint32 `msgpack:"a,omitempty"` // milliseconds until it may succeed; 0 if waiting does not help
 }
 
 // Limits of an error's text, in bytes of what is shown.
@@ -25,6 +27,8 @@ const (
 	maxErrorText = 1 << 10
 	maxErrorCode = 64
 	maxErrorBody = 8 << 10
+
+	maxAfter = 60_000 // milliseconds; a peer cannot make another wait for longer
 )
 
 // toBody is what of err a peer may see: only what an Error says, not its
@@ -39,6 +43,9 @@ func toBody(err error) errorBody {
 	}
 	b := errorBody{Kind: uint8(e.Kind), Code: clean(e.Code, maxErrorCode), Message: clean(e.Message, maxErrorText),
 		Hint: clean(fleet.HintOf(err), maxErrorText)}
+	if e.RetryAfter > 0 {
+		b.After = uint32(min(max(e.RetryAfter.Milliseconds(), 1), maxAfter))
+	}
 	if b.Message == "" {
 		b.Message = e.Kind.String()
 	}
@@ -53,7 +60,7 @@ func (b errorBody) toError() *fleet.Error {
 		kind = fleet.Other
 	}
 	e := &fleet.Error{Kind: kind, Code: clean(b.Code, maxErrorCode), Message: clean(b.Message, maxErrorText),
-		Hint: clean(b.Hint, maxErrorText)}
+		Hint: clean(b.Hint, maxErrorText), RetryAfter: time.Duration(min(b.After, maxAfter)) * time.Millisecond}
 	if e.Message == "" {
 		e.Message = kind.String()
 	}

@@ -15,6 +15,7 @@ import (
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
+	"fleet/node/logging"
 )
 
 // Limits of a server that are not in the table.
@@ -39,6 +40,10 @@ type Server struct {
 	table    map[string]Method
 	peer     func(net.Conn) (identity.Peer, bool)
 	handlers map[string]streamHandler // complete before Serve is called
+
+	quotas quotas
+
+	refusals logging.Sometimes // of calls that a peer may make as often as it likes
 
 	mu       sync.Mutex        // guards inFlight
 	inFlight map[callerKey]int // calls by peer and method, however they came; only entries above zero
@@ -71,7 +76,7 @@ type streamHandler func(ctx context.Context, peer identity.Peer, head []byte, bo
 // A table that contradicts itself panics.
 func NewServer(log *slog.Logger, methods []Method, peer func(net.Conn) (identity.Peer, bool)) *Server {
 	return &Server{log: log, table: byName(methods), peer: peer, handlers: map[string]streamHandler{},
-		inFlight: map[callerKey]int{}}
+		quotas: newQuotas(), inFlight: map[callerKey]int{}}
 }
 
 // Handle sets the handler of one method. It panics if the table has no such
@@ -270,7 +275,9 @@ func (s *service) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	s.logError(name, peer, err)
+	if r.Context().Err() == nil { // else the caller has gone, and was told nothing
+		s.logError(name, peer, err)
+	}
 	if answer.begun {
 		panic(http.ErrAbortHandler) // resets the stream: the caller must not take what it got for all
 	}
@@ -293,6 +300,9 @@ func (s *Server) call(r *http.Request, peer identity.Peer, name string, w *answe
 	handler := s.handlers[name]
 	if handler == nil {
 		return fleet.Errorf(fleet.NotFound, "this host does not serve %s", name)
+	}
+	if err := s.quotas.take(m, peer, time.Now()); err != nil {
+		return err
 	}
 	leave, err := s.enter(m, peer)
 	if err != nil {
@@ -327,15 +337,18 @@ func (s *Server) call(r *http.Request, peer identity.Peer, name string, w *answe
 // logError logs what a caller got as an answer. What it can provoke at will is
 // Debug; what only we can be to blame for is an error.
 func (s *Server) logError(name string, peer identity.Peer, err error) {
+	attrs := []any{"method", clean(name, maxErrorCode), "peer", peer.Node, "role", peer.Role.String(), "err", err}
 	level := slog.LevelDebug
 	switch fleet.Kind(toBody(err).Kind) {
 	case fleet.Denied, fleet.Throttled:
-		level = slog.LevelWarn
+		s.refusals.Log(time.Now(), func(suppressed int) {
+			level = slog.LevelWarn
+			attrs = append(attrs, "suppressed", suppressed)
+		})
 	case fleet.Other:
 		level = slog.LevelError
 	}
-	s.log.Log(context.Background(), level, "call not answered",
-		"method", clean(name, maxErrorCode), "peer", peer.Node, "role", peer.Role.String(), "err", err)
+	s.log.Log(context.Background(), level, "call not answered", attrs...)
 }
 
 func allowed(m Method, role fleet.Role) bool {
@@ -353,7 +366,8 @@ func (s *Server) enter(m Method, peer identity.Peer) (leave func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.inFlight[key] >= m.InFlightPerPeer {
-		return nil, fleet.Errorf(fleet.Throttled, "%d calls of %s are running for this peer", m.InFlightPerPeer, m.Name)
+		return nil, fleet.Errorf(fleet.Throttled, "%d calls of %s are running for this peer", m.InFlightPerPeer, m.Name).
+			WithHint("wait for one of them to end").RetryIn(time.Second)
 	}
 	s.inFlight[key]++
 	return func() {

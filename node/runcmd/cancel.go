@@ -12,8 +12,10 @@ import (
 )
 
 // maxUnmet bounds what a host remembers of commands that were cancelled before
-// they came: whoever stole one voter's key could make up as many as he likes.
-const maxUnmet = 10000
+// they came, by the voter that signed the Cancel: whoever stole one voter's key
+// could make up as many as he likes, and shall not take the places of the others.
+// There are at most five voters.
+const maxUnmet = 2000
 
 // errCancelled is the cause when the context of a command ends because the
 // command was cancelled.
@@ -108,8 +110,9 @@ func (r *Runner) cancelOf(k journal.Key) []byte {
 // asks until he has it, and results of commands that do not exist, which one
 // stolen voter's key could ask for, must not take the places of real ones.
 func (r *Runner) cancelUnmet(s *ticket.SignedCancel, c Cancellation) (Answer, error) {
+	by := r.signerOf(s)
 	now, known := r.cfg.Clock.FleetTime()
-	rule := judgeCancel(s, now, known, r.cfg.Journal.Admits(s.Created, s.Expires), r.cfg.Journal.Unmet())
+	rule := judgeCancel(s, now, known, r.cfg.Journal.Admits(s.Created, s.Expires), r.cfg.Journal.Unmet(by))
 	if rule.state != Refused {
 		return Answer{State: rule.state, Reason: cut(rule.reason, maxReason)}, nil
 	}
@@ -120,11 +123,17 @@ func (r *Runner) cancelUnmet(s *ticket.SignedCancel, c Cancellation) (Answer, er
 	if rule.forget {
 		return Answer{State: Refused, Result: result, Reason: cut(rule.reason, maxReason)}, nil
 	}
-	accepted := journal.Accepted{Index: c.Index, Created: s.Created, Expires: s.Expires, At: at.UnixNano()}
+	accepted := journal.Accepted{Index: c.Index, Created: s.Created, Expires: s.Expires, At: at.UnixNano(), By: by}
 	if err := r.cfg.Journal.Refuse(k, accepted, journal.Finished{Result: result, At: at.UnixNano()}); err != nil {
 		return r.notWritten(err)
 	}
 	return Answer{State: Done, Result: result}, nil
+}
+
+// signerOf is the voter that signed a Cancel; it was verified before.
+func (r *Runner) signerOf(s *ticket.SignedCancel) fleet.NodeID {
+	voter, _ := r.cfg.Trust().Voter(s.Signature.Key())
+	return voter.Node
 }
 
 // judgeCancel decides what to say of a command that the journal does not hold:
@@ -141,7 +150,7 @@ func judgeCancel(s *ticket.SignedCancel, now time.Time, known bool, admits error
 		// A delivery would be refused for its time: nothing need be remembered.
 		return ruling{state: Refused, result: fleet.Cancelled, reason: "cancelled before it came", forget: true}
 	case unmet >= maxUnmet:
-		return ruling{state: NotReady, reason: fmt.Sprintf("this host remembers %d commands that were cancelled before they came", unmet)}
+		return ruling{state: NotReady, reason: fmt.Sprintf("this host remembers %d commands that the voter cancelled before they came", unmet)}
 	}
 	return ruling{state: Refused, result: fleet.Cancelled, reason: "cancelled before it came"}
 }

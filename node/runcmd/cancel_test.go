@@ -82,6 +82,52 @@ func TestCancelWhileItRuns(t *testing.T) {
 	})
 }
 
+// unmet counts what was cancelled before it came, by whatever voter.
+func (h *host) unmet() int {
+	n := 0
+	for _, v := range h.cfg.Trust().Voters {
+		n += h.journal.Unmet(v.Node)
+	}
+	return n
+}
+
+// Whoever stole one voter's key can fill that voter's share of what a host
+// remembers, and no other's.
+func TestUnmetCancelsByVoter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(time.Now())
+		h := w.newHost(t, t.TempDir(), nil)
+		h.start()
+		signed := func(n int, voter identity.PrivateKey) Cancellation {
+			c := w.cancellation(n)
+			s, err := ticket.ParseSignedCancel(c.Cancel)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Cancel = ticket.SignCancel(voter, &s.Cancel)
+			return c
+		}
+		for n := range maxUnmet {
+			k := journal.Key{Command: commandID(1_000_000 + n), Attempt: 1}
+			// As the journal has it after so many Cancels of the first voter.
+			if err := h.journal.Refuse(k, journal.Accepted{Created: w.begin.UnixNano(), Expires: w.begin.Add(time.Hour).UnixNano(), By: w.trust.Voters[0].Node},
+				journal.Finished{Result: []byte("result")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if a := h.cancel(t, signed(1, w.voters[0])); a.State != NotReady {
+			t.Errorf("one more of the voter that took its share: %+v", a)
+		}
+		if a := h.cancel(t, signed(2, w.voters[1])); a.State != Done || stateOf(t, a) != fleet.Cancelled {
+			t.Errorf("one of another voter: %+v", a)
+		}
+		if n := h.journal.Unmet(w.trust.Voters[1].Node); n != 1 {
+			t.Errorf("%d are remembered of the other voter", n)
+		}
+		h.halt(t)
+	})
+}
+
 // What was cancelled before it came never starts, after a restart neither, and
 // is remembered as long as any other command.
 func TestCancelBeforeItCame(t *testing.T) {
@@ -104,15 +150,15 @@ func TestCancelBeforeItCame(t *testing.T) {
 		}
 		h.halt(t)
 		h = open()
-		if a := h.deliver(t, d); a.State != Done || stateOf(t, a) != fleet.Cancelled || h.journal.Unmet() != 1 {
+		if a := h.deliver(t, d); a.State != Done || stateOf(t, a) != fleet.Cancelled || h.unmet() != 1 {
 			t.Errorf("delivered after a restart: %+v", a)
 		}
 		end := w.begin.Add(time.Hour + journal.Retention).UnixNano()
-		if err := h.journal.Compact(end); err != nil || h.journal.Unmet() != 1 {
-			t.Errorf("%d are remembered at the end of their time (%v)", h.journal.Unmet(), err)
+		if err := h.journal.Compact(end); err != nil || h.unmet() != 1 {
+			t.Errorf("%d are remembered at the end of their time (%v)", h.unmet(), err)
 		}
-		if err := h.journal.Compact(end + 1); err != nil || h.journal.Unmet() != 0 {
-			t.Errorf("%d are remembered for ever (%v)", h.journal.Unmet(), err)
+		if err := h.journal.Compact(end + 1); err != nil || h.unmet() != 0 {
+			t.Errorf("%d are remembered for ever (%v)", h.unmet(), err)
 		}
 		if a := h.deliver(t, d); a.State != Refused {
 			t.Errorf("delivered when it was forgotten: %+v", a)
@@ -467,7 +513,7 @@ func TestCancelRaces(t *testing.T) {
 			})
 		}
 		all.Wait()
-		results, _ := h.reports(t, commands-h.journal.Unmet())
+		results, _ := h.reports(t, commands-h.unmet())
 		synctest.Wait()
 		states := map[fleet.InvocationState]int{}
 		for n := range commands {
@@ -477,7 +523,7 @@ func TestCancelRaces(t *testing.T) {
 			}
 			states[stateOf(t, a)]++
 		}
-		unmet := h.journal.Unmet()
+		unmet := h.unmet()
 		if len(results)+unmet != commands || h.Open() != 0 || unmet == 0 || states[fleet.Success] == 0 ||
 			states[fleet.Cancelled] <= unmet || states[fleet.Success]+states[fleet.Cancelled] != commands {
 			t.Errorf("%d results: %v, %d open, %d never came", len(results), states, h.Open(), unmet)

@@ -123,7 +123,7 @@ type slot struct {
 // enter takes a place for a connection that was just accepted; nil if there is
 // none.
 func (l *limiter) enter(from net.Addr) *slot {
-	source := sourceOf(from)
+	source := SourceOf(from)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.total >= l.limits.Total || l.handshaking >= l.limits.Handshakes || l.sources[source] >= l.limits.PerSource {
@@ -204,9 +204,9 @@ func drop[K comparable](counts map[K]int, key K) {
 	}
 }
 
-// sourceOf is the address that a stranger is counted by. IPv6 hands out whole
+// SourceOf is the address that a stranger is counted by. IPv6 hands out whole
 // /64s, so a single address there bounds nothing.
-func sourceOf(from net.Addr) netip.Addr {
+func SourceOf(from net.Addr) netip.Addr {
 	ap, err := netip.ParseAddrPort(from.String())
 	if err != nil {
 		return netip.Addr{} // all unparsable sources share one count

@@ -805,7 +805,7 @@ func TestSourceOf(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := sourceOf(addr).String(); got != c.want {
+		if got := SourceOf(addr).String(); got != c.want {
 			t.Errorf("%s: %s, want %s", c.addr, got, c.want)
 		}
 	}

@@ -331,7 +331,8 @@ func (q *Quorum) Propose(ctx context.Context, b []byte) (raftfsm.Answer, error) 
 		return raftfsm.Answer{}, fleet.Errorf(fleet.Unavailable, "not proposed: %w", err)
 	}
 	if !q.reserve(len(b)) {
-		return raftfsm.Answer{}, fleet.Errorf(fleet.Throttled, "too many proposals are under way").WithHint("try again in a moment")
+		return raftfsm.Answer{}, fleet.Errorf(fleet.Throttled, "too many proposals are under way").
+			WithHint("try again in a moment").RetryIn(time.Second)
 	}
 	if !q.calls.enter() {
 		q.unreserve(len(b))

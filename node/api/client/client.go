@@ -342,7 +342,7 @@ type dialFailure struct {
 // agent of this host says is not that.
 func (f dialFailure) decided() bool {
 	switch fleet.KindOf(f.err) {
-	case fleet.Unauthenticated, fleet.Expired, fleet.Denied:
+	case fleet.Unauthenticated, fleet.Expired, fleet.Denied, fleet.Throttled:
 		return !f.ofAgent()
 	}
 	return false
@@ -504,8 +504,19 @@ func (c *Client) repeat(ctx context.Context, f func(context.Context) ([]byte, er
 		if !again(err) || ctx.Err() != nil {
 			return nil, told
 		}
-		c.avoid()
-		wait := time.NewTimer(backoff/2 + rand.N(backoff/2))
+		pause := backoff/2 + rand.N(backoff/2)
+		if after := fleet.RetryAfterOf(err); after > 0 {
+			// The host works, and says when: asking others instead would only
+			// spread what is too much. Those that were refused together shall not
+			// return together.
+			pause = max(pause, after+rand.N(after/2+1))
+			if deadline, bounded := ctx.Deadline(); bounded && time.Until(deadline) < pause {
+				return nil, told
+			}
+		} else {
+			c.avoid()
+		}
+		wait := time.NewTimer(pause)
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
@@ -527,6 +538,8 @@ func again(err error) bool {
 	switch fleet.KindOf(err) {
 	case fleet.Unavailable, fleet.Unknown, fleet.NoQuorum, fleet.NotLeader:
 		return true
+	case fleet.Throttled:
+		return fleet.RetryAfterOf(err) > 0
 	}
 	return false
 }
@@ -581,7 +594,11 @@ func (c *Client) post(ctx context.Context, r request) (*http.Response, error) {
 		if err != nil {
 			return nil, fleet.Errorf(fleet.Unknown, "the connection ended in the answer: %w", err)
 		}
-		return nil, ParseError(res.StatusCode, b)
+		refused := ParseError(res.StatusCode, b)
+		if refused.Kind == fleet.Throttled {
+			refused.RetryAfter = retryAfter(res.Header.Get("Retry-After"))
+		}
+		return nil, refused
 	}
 	return res, nil
 }

@@ -2,7 +2,9 @@ package client
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"fleet/node/fleet"
@@ -48,6 +50,18 @@ func (b ErrorBody) Err() *fleet.Error {
 		e = e.WithHint("%s", b.Hint)
 	}
 	return e
+}
+
+// longestRetry is the longest that a host can make a client wait.
+const longestRetry = time.Minute
+
+// retryAfter reads the header of this name: seconds; zero for anything else.
+func retryAfter(header string) time.Duration {
+	seconds, err := strconv.ParseUint(header, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return min(time.Duration(seconds)*time.Second, longestRetry)
 }
 
 // ParseError is the error that an answer with this status and body tells of.

@@ -66,7 +66,11 @@ func (c *Client) Watch(ctx context.Context, req fleet.WatchCommandRequest, f fun
 		if time.Since(lastGood) > c.opts.Timeout {
 			return err
 		}
-		c.avoid()
+		if after := fleet.RetryAfterOf(err); after > 0 {
+			backoff = max(backoff, after)
+		} else {
+			c.avoid()
+		}
 		wait := time.NewTimer(backoff)
 		select {
 		case <-wait.C:
