@@ -61,6 +61,10 @@ test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10
 	FLEET_ROUNDS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 60m -v -run '^TestTorture$$' ./node/process
 	FLEET_OUTPUT_MB=$(or $(OUTPUT_MB),10240) $(GO) test -count=1 -timeout 60m -v -run '^TestAnyOutput$$' ./node/runcmd
 
+.PHONY: test-scale
+test-scale: ## rings of hundreds and a day of partition in virtual time, floods of a minute (about twenty minutes on 2 cores)
+	FLEET_SCALE=1 $(GO) test -count=1 -p 1 -timeout 60m -v -run '^(TestLongPartition|TestScale.*|TestFlood)$$' ./gossip ./node/devfleet
+
 .PHONY: test-windows
 test-windows: ## what Wine can run of the Windows program; says so where there is no Wine
 	scripts/wine/test.sh
