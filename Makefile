@@ -63,7 +63,7 @@ test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10
 
 .PHONY: test-scale
 test-scale: ## rings of hundreds and a day of partition in virtual time, floods of a minute (about twenty minutes on 2 cores)
-	FLEET_SCALE=1 $(GO) test -count=1 -p 1 -timeout 60m -v -run '^(TestLongPartition|TestScale.*|TestFlood)$$' ./gossip ./node/devfleet
+	FLEET_SCALE=1 $(GO) test -count=1 -p 1 -timeout 60m -v -run '^(TestLongPartition|TestScale.*|TestFlappingHost|TestFlood)$$' ./gossip ./node ./node/devfleet
 
 .PHONY: test-windows
 test-windows: ## what Wine can run of the Windows program; says so where there is no Wine

@@ -295,7 +295,8 @@ func (r *Ring) Join(ctx context.Context, seeds []Seed) (int, error) {
 	}
 	rand.Shuffle(len(candidates), func(i, j int) { candidates[i], candidates[j] = candidates[j], candidates[i] })
 	var failures []error
-	for _, s := range candidates[:min(seedsPerJoin, len(candidates))] {
+	candidates = candidates[:min(seedsPerJoin, len(candidates))]
+	for i, s := range candidates {
 		list := r.running()
 		if list == nil {
 			return 0, errNotRunning
@@ -304,10 +305,7 @@ func (r *Ring) Join(ctx context.Context, seeds []Seed) (int, error) {
 			failures = append(failures, ctx.Err())
 			break
 		}
-		err := r.port.joinThrough(ctx, s, func(placeholder string) error {
-			_, err := list.Join([]string{placeholder})
-			return err
-		})
+		err := r.joinOne(ctx, list, s, i == len(candidates)-1)
 		if err == nil {
 			return 1, nil
 		}
@@ -317,6 +315,20 @@ func (r *Ring) Join(ctx context.Context, seeds []Seed) (int, error) {
 		return 0, errors.New("join the ring: there is nobody to ask")
 	}
 	return 0, errors.Join(failures...)
+}
+
+// joinOne asks one seed. One that is off says nothing: unless it is the last, it
+// must not take the time of those that come after it.
+func (r *Ring) joinOne(ctx context.Context, list *memberlist.Memberlist, s Seed, last bool) error {
+	if !last {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, seedTimeout)
+		defer cancel()
+	}
+	return r.port.joinThrough(ctx, s, func(placeholder string) error {
+		_, err := list.Join([]string{placeholder})
+		return err
+	})
 }
 
 var errNotRunning = errors.New("the ring is not running")

@@ -60,6 +60,8 @@ type members struct {
 
 	mu    sync.Mutex // guards the rest
 	rows  map[fleet.NodeID]*row
+	moves int                             // changes of state since they were last counted
+	stir  chan struct{}                   // has a value when those became an upheaval
 	hosts map[netip.AddrPort]fleet.NodeID // by the address in the record; of two with one, the last
 }
 
@@ -72,7 +74,7 @@ type row struct {
 
 func newMembers(cfg Config, counts *counters, notify func()) *members {
 	return &members{cfg: cfg, counts: counts, notify: notify,
-		rows: make(map[fleet.NodeID]*row), hosts: make(map[netip.AddrPort]fleet.NodeID)}
+		stir: make(chan struct{}, 1), rows: make(map[fleet.NodeID]*row), hosts: make(map[netip.AddrPort]fleet.NodeID)}
 }
 
 // dropLocked forgets a member.
@@ -89,6 +91,15 @@ func (m *members) at(addr netip.AddrPort) (fleet.NodeID, bool) {
 	defer m.mu.Unlock()
 	id, ok := m.hosts[addr]
 	return id, ok
+}
+
+// changes counts the changes of state since it was last asked.
+func (m *members) changes() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.moves
+	m.moves = 0
+	return n
 }
 
 func (m *members) alive(id fleet.NodeID) bool {
@@ -240,6 +251,13 @@ func (m *members) setState(n *memberlist.Node, s State) {
 	changed := r != nil && r.state != s
 	if changed {
 		r.state, r.since = s, time.Now()
+		m.moves++
+		if m.moves == upheaval(len(m.rows)) {
+			select {
+			case m.stir <- struct{}{}:
+			default: // it is known
+			}
+		}
 	}
 	m.mu.Unlock()
 	if changed {

@@ -13,13 +13,15 @@ const (
 	rejoinSteady  = 30 * time.Second
 	rejoinFirst   = time.Second // while somebody is missing; doubles up to rejoinSteady
 	joinTimeout   = 15 * time.Second
-	startsPerSec  = 50 // of a whole fleet that starts at once
+	seedTimeout   = 5 * time.Second // for one of several, the last excepted
+	startsPerSec  = 50              // of a whole fleet that starts at once
 	fastSteady    = 2 * time.Second
 	fastFirst     = 100 * time.Millisecond
 	longestJitter = 30 * time.Second
 
-	// settling is how long after its start a host calls whenever it misses
-	// somebody: gossip alone is slow to gather hosts that start together.
+	// settling is how long after its start, or after much of the ring changed, a
+	// host calls whenever it misses somebody: gossip alone is slow to gather hosts
+	// that start together, or two halves of a ring.
 	settling = time.Minute
 
 	// callers is how many of a ring's members, on average, call a missing host
@@ -56,6 +58,10 @@ func calls(missing, alive int, roll float64) bool {
 	return missing > 0 && roll*float64(alive) < callers*float64(missing)
 }
 
+// upheaval is how many changes between two looks at a ring of n members are more
+// than some hosts that come and go.
+func upheaval(n int) int { return max(3, n/20) }
+
 // startDelay spreads the first attempts of n hosts that start together.
 func startDelay(n int, roll float64) time.Duration {
 	spread := min(time.Duration(n)*time.Second/startsPerSec, longestJitter)
@@ -70,33 +76,57 @@ func (r *Ring) rejoin(ctx context.Context) {
 		p = pace{first: fastFirst, steady: fastSteady}
 	}
 	p.next = p.first
-	started := time.Now()
+	unsettled := time.Now()
 	wait := startDelay(len(r.cfg.Seeds()), rand.Float64())
 	if r.cfg.Fast {
 		wait = 0
 	}
+	due := time.Now().Add(wait)
 	for {
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(time.Until(due))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return
+		case <-r.members.stir:
+			// Much changed: who waited for his turn would miss for long what the
+			// others are told now. A little later, for not all of it has come.
+			timer.Stop()
+			if time.Since(unsettled) >= settling {
+				unsettled, p.next = time.Now(), p.first
+				due = unsettled.Add(p.first + startDelay(len(r.cfg.Seeds()), rand.Float64()))
+			}
+			continue
 		case <-timer.C:
 		}
 		missing, alive := r.missing(r.cfg.Seeds())
-		young := time.Since(started) < settling
-		if len(missing) > 0 && (young || calls(len(missing), alive, rand.Float64())) {
-			attempt, cancel := context.WithTimeout(ctx, joinTimeout)
-			_, err := r.Join(attempt, missing)
-			cancel()
+		if r.members.changes() >= upheaval(alive) {
+			unsettled = time.Now()
+		}
+		settled := time.Since(unsettled) >= settling
+		if len(missing) > 0 && (!settled || calls(len(missing), alive, rand.Float64())) {
+			err := r.call(ctx, missing)
 			if err != nil && ctx.Err() == nil {
 				r.cfg.Logger.Debug("no answer from hosts that the ring is missing", "missing", len(missing), "err", err)
+			}
+			if err != nil && !settled {
+				// Those are off, it seems. A member that is there may know of
+				// one that is back and that gossip did not tell this host.
+				_ = r.call(ctx, r.alivePeers()) // the next look is soon
 			}
 		}
 		// Alone with nobody to call is not complete either: the registry may
 		// not have reached this host yet.
-		wait = p.after(len(missing) == 0 && alive > 1, rand.Float64())
+		due = time.Now().Add(p.after(len(missing) == 0 && alive > 1, rand.Float64()))
 	}
+}
+
+// call exchanges states with one of the seeds.
+func (r *Ring) call(ctx context.Context, seeds []Seed) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	_, err := r.Join(ctx, seeds)
+	return err
 }
 
 // missing are the seeds that the ring does not see alive, and how many members

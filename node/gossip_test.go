@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -352,5 +355,88 @@ func TestFalseGossipKeys(t *testing.T) {
 		}
 		t.Logf("the true key is back after %s", time.Since(began))
 		b.whole(time.Minute)
+	})
+}
+
+// TestFlappingHost: a host's agent ends and begins again every three seconds for
+// long (half an hour with FLEET_SCALE). It is named as unstable, the log of the quorum does not hear of
+// it, the others are not doubted for it, and a command that is sent to all
+// meanwhile waits for it.
+func TestFlappingHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 3, 1)
+		defer b.stopAll()
+		b.whole(2 * time.Minute)
+		minutes := 6 * time.Minute
+		if os.Getenv("FLEET_SCALE") != "" {
+			minutes = 30 * time.Minute
+		}
+		c := b.client()
+		defer c.Close()
+		leader := b.nodes[b.awaitLeader("")]
+		id := b.nodes["n4"].ID()
+		entries, flips, lost := leader.member.Load().fsm.Applied(), 0, 0
+		state := func() string {
+			for _, m := range b.nodes["n1"].ringRef.Load().Members() {
+				if m.Node == id {
+					return m.State.String()
+				}
+			}
+			return ""
+		}
+		was := state()
+		var sent fleet.CommandID
+		began := time.Now()
+		for time.Since(began) < minutes {
+			b.crash("n4")
+			for range 30 {
+				time.Sleep(100 * time.Millisecond)
+				if now := state(); now != was {
+					was = now
+					flips++
+				}
+			}
+			b.start("n4")
+			for range 30 {
+				time.Sleep(100 * time.Millisecond)
+				if now := state(); now != was {
+					was = now
+					flips++
+				}
+			}
+			for name, n := range b.nodes {
+				if alive, _ := ringOf(n); name != "n4" && alive < 3 {
+					lost++
+				}
+			}
+			if sent == "" && time.Since(began) > minutes/3 {
+				if grown := leader.member.Load().fsm.Applied() - entries; grown > 0 {
+					t.Errorf("the log grew by %d entries", grown)
+				}
+				var status fleet.GetStatusResult
+				if err := c.Call(t.Context(), "GetStatus", fleet.GetStatusRequest{}, &status); err != nil {
+					t.Fatal(err)
+				}
+				if !slices.ContainsFunc(status.Warnings, func(w fleet.Warning) bool { return w.Code == fleet.WarnUnstable && strings.Contains(w.Message, "n4") }) {
+					t.Errorf("nobody says that the host is unstable: %+v", status.Warnings)
+				}
+				var err error
+				if sent, err = b.send(c); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		t.Logf("%d changes of its state as n1 sees it in %s; the others were missed in %d looks", flips, minutes, lost)
+		if flips > int(minutes/time.Minute) {
+			t.Errorf("%d changes of its state in %s, more than one a minute", flips, minutes)
+		}
+		if lost > 0 {
+			t.Errorf("the others were doubted %d times", lost)
+		}
+		// It ran once at most on each; where the agent crashed while it ran, that is said.
+		counts := b.judge(sent)
+		if counts[fleet.Success]+counts[fleet.Interrupted] != len(b.hosts) || counts[fleet.Success] < 3 {
+			t.Errorf("the command: %v", counts)
+		}
 	})
 }

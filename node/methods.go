@@ -156,7 +156,7 @@ func (n *Node) putBlobHere(_ context.Context, peer identity.Peer, head []byte, b
 func (m *member) presence() *rpc.PresenceResponse {
 	rows := map[fleet.NodeID]rpc.PresenceRow{}
 	for id, s := range m.n.seen.All() {
-		rows[id] = rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Program: s.Program, Warnings: s.Warnings, Keys: s.Keys, Clones: m.n.seen.Clones(id, m.n.cfg.Now())}
+		rows[id] = rpc.PresenceRow{ID: id, LastSeen: s.LastSeen.UnixNano(), Version: s.Version, Program: s.Program, Warnings: s.Warnings, Keys: s.Keys, Starts: uint32(m.n.seen.Starts(id, m.n.cfg.Now())), Clones: m.n.seen.Clones(id, m.n.cfg.Now())}
 	}
 	for _, id := range m.rpc.Reversed() { // it may have told others that it is there
 		if _, heard := rows[id]; !heard {

@@ -50,10 +50,22 @@ func (s *said) ping(id fleet.NodeID) string {
 	switch {
 	case !ok || seen.LastSeen.IsZero():
 		return fleet.PingUnknown
-	case s.now.Sub(seen.LastSeen) > s.lost:
+	case s.now.Sub(seen.LastSeen) > s.lost && !connected(seen):
 		return fleet.PingConnectionLost
 	}
 	return fleet.PingOnline
+}
+
+// connected reports whether a voter has a connection that the host opened, on
+// which pings are answered. That gossip has the host for dead is never asked:
+// any member could say so.
+func connected(seen presence.Seen) bool {
+	for _, r := range seen.Reach {
+		if r.Reverse {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *said) role(id fleet.NodeID) string {
@@ -79,6 +91,9 @@ func (s *said) view(n *fleet.Node) fleet.NodeView {
 		v.AgentVersion, v.Warnings = seen.Version, seen.Warnings
 		if !seen.Program.IsZero() {
 			v.AgentDigest = seen.Program.String()
+		}
+		if seen.Starts >= fleet.UnstableStarts {
+			v.Warnings = append(slices.Clone(v.Warnings), fleet.WarnUnstable)
 		}
 		if !seen.LastSeen.IsZero() {
 			v.LastPing = fleet.InstantOf(seen.LastSeen.UnixNano())

@@ -107,6 +107,27 @@ func getStatus(ctx context.Context, c *call, store *state.Store, _ *fleet.GetSta
 	return result, nil
 }
 
+// unstable names the hosts that start again and again.
+func (s *said) unstable(store *state.Store) []fleet.Warning {
+	var hosts []string
+	for _, n := range store.Nodes() {
+		if starts := s.seen[n.ID].Starts; starts >= fleet.UnstableStarts {
+			hosts = append(hosts, fmt.Sprintf("%s (%d times)", n.Name, starts))
+		}
+	}
+	if len(hosts) == 0 {
+		return nil
+	}
+	text := strings.Join(hosts[:min(len(hosts), 3)], ", ")
+	if len(hosts) > 3 {
+		text += fmt.Sprintf(" and %d more", len(hosts)-3)
+	}
+	return []fleet.Warning{{
+		Code: fleet.WarnUnstable, Message: "started again and again in the last ten minutes: " + text,
+		Remedy: "journalctl -u fleet on the host says why its agent ends",
+	}}
+}
+
 // warnings is what the answers of the voters and the heartbeats say is wrong.
 func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Warning {
 	var all []fleet.Warning
@@ -147,6 +168,7 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 			})
 		}
 	}
+	all = append(all, s.unstable(store)...)
 	known := map[string]bool{fleet.WarnCloned: true, fleet.WarnQuorumStore: true} // what the host that answers has said itself
 	for _, w := range r.Warnings {
 		known[w.Code] = true

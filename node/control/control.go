@@ -486,7 +486,7 @@ func (c *Control) Presence(ctx context.Context) map[fleet.NodeID]presence.Seen {
 	all := map[fleet.NodeID]presence.Seen{}
 	merge := func(voter fleet.NodeID, resp *rpc.PresenceResponse) {
 		for _, row := range resp.Rows {
-			s := presence.Seen{Version: row.Version, Program: row.Program, Warnings: row.Warnings, Keys: row.Keys, Clones: row.Clones, Reach: map[fleet.NodeID]presence.Reach{
+			s := presence.Seen{Version: row.Version, Program: row.Program, Warnings: row.Warnings, Keys: row.Keys, Starts: int(row.Starts), Clones: row.Clones, Reach: map[fleet.NodeID]presence.Reach{
 				voter: {Reverse: row.Reverse, Dial: presence.Dial(row.Dial)}}}
 			if row.LastSeen != 0 {
 				s.LastSeen = time.Unix(0, row.LastSeen)

@@ -40,6 +40,12 @@ type Warning struct {
 // node.
 const WarnCloned = "ClonedIdentity"
 
+// WarnUnstable is the code of the warning that a host starts again and again.
+const WarnUnstable = "Unstable"
+
+// UnstableStarts is how many starts in ten minutes are too many.
+const UnstableStarts = 5
+
 // ClonedRemedy is what to do about it.
 const ClonedRemedy = "on the copy: stop the agent, remove its data directory, then fleet join with a new activation; it runs nothing until then"
 

@@ -33,6 +33,36 @@ type turns struct {
 	known []instance // the one that was heard last stands last
 	count int        // how often one came again, without a pause
 	last  time.Time  // when that was
+
+	boot   string      // the newest instance
+	starts []time.Time // when newer ones were first heard, at most maxStarts
+}
+
+// A host that starts again and again is of no use as it is, and a person should
+// look at it: so many starts in so long are told of.
+const (
+	startsSpan = 10 * time.Minute
+	maxStarts  = 64 // are counted
+)
+
+// start notes the instance that was heard. The first of a node, after a voter's
+// own start, is none.
+func (t *turns) start(boot string, now time.Time) {
+	if boot == t.boot || slices.ContainsFunc(t.known, func(i instance) bool { return i.boot == boot }) {
+		return
+	}
+	if t.boot != "" {
+		t.forgetStarts(now)
+		if len(t.starts) == maxStarts {
+			t.starts = slices.Delete(t.starts, 0, 1)
+		}
+		t.starts = append(t.starts, now)
+	}
+	t.boot = boot
+}
+
+func (t *turns) forgetStarts(now time.Time) {
+	t.starts = slices.DeleteFunc(t.starts, func(at time.Time) bool { return now.Sub(at) > startsSpan })
 }
 
 // hear takes a heartbeat. Window is how long what was heard counts.
@@ -76,7 +106,20 @@ func (t *Table) Hear(node fleet.NodeID, boot, source string, now time.Time) {
 		h = &turns{}
 		t.turns[node] = h
 	}
+	h.start(boot, now)
 	h.hear(boot, source, now, t.window)
+}
+
+// Starts is how often a node was heard to have started in the last ten minutes.
+func (t *Table) Starts(node fleet.NodeID, now time.Time) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.turns[node]
+	if h == nil {
+		return 0
+	}
+	h.forgetStarts(now)
+	return len(h.starts)
 }
 
 // Clones is where the hosts were heard from that say they are this node; nil

@@ -23,6 +23,7 @@ type Seen struct {
 	Boot     string                 // the host's boot ID
 	Trust    uint32                 // version of trust.json that the host holds
 	Warnings []string               // codes, at most 8
+	Starts   int                    // how often it was started in the last ten minutes, in answers; 0 in a Table
 	Keys     uint32                 // version of the gossip keys that the host holds; 0 for not known
 	Reach    map[fleet.NodeID]Reach // by quorum host, in answers that several made; nil in a Table
 	Clones   []string               // where several hosts were heard from that say they are this one; nil for one
@@ -101,7 +102,7 @@ func (t *Table) All() map[fleet.NodeID]Seen {
 // each says of its way to the host is kept.
 func Merge(into map[fleet.NodeID]Seen, node fleet.NodeID, s Seen) {
 	have := into[node]
-	reach, clones := have.Reach, have.Clones
+	reach, clones, starts := have.Reach, have.Clones, have.Starts
 	if clones == nil { // one voter may hear only one of the hosts
 		clones = s.Clones
 	}
@@ -114,6 +115,6 @@ func Merge(into map[fleet.NodeID]Seen, node fleet.NodeID, s Seen) {
 		}
 		reach[voter] = r
 	}
-	have.Reach, have.Clones = reach, clones
+	have.Reach, have.Clones, have.Starts = reach, clones, max(starts, s.Starts)
 	into[node] = have
 }

@@ -449,6 +449,7 @@ type PresenceRow struct {
 	Dial     uint8        `msgpack:"d,omitempty"` // presence.Dial
 	Program  fleet.Digest `msgpack:"p"`           // that the host runs; zero for not known
 	Keys     uint32       `msgpack:"k,omitempty"` // version of the gossip keys that the host holds
+	Starts   uint32       `msgpack:"s,omitempty"` // how often it was started in the last ten minutes
 }
 
 // Validate checks every row.

@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite testdata")
 func samples() []any {
 	sum := fleet.Sum([]byte("x"))
 	row := PresenceRow{ID: nodeA, LastSeen: 1790000000000000000, Version: "1.2.3", Warnings: []string{"clock 3s behind"},
-		Reverse: true, Dial: 1, Keys: 3}
+		Reverse: true, Dial: 1, Keys: 3, Starts: 7}
 	report := ReportRequest{Result: []byte("result"), Detail: []byte("detail")}
 	const command = "01234567-89ab-cdef-0123-456789abcdef"
 	return []any{
