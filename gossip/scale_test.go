@@ -22,7 +22,7 @@ func TestScaleRings(t *testing.T) {
 	for _, n := range []struct {
 		hosts int
 		cut   time.Duration
-	}{{200, 10 * time.Minute}, {500, 10 * time.Minute}, {50, 24 * time.Hour}} {
+	}{{200, 10 * time.Minute}, {500, 3 * time.Minute}, {50, 24 * time.Hour}} {
 		t.Run(fmt.Sprintf("%d hosts cut for %s", n.hosts, n.cut), func(t *testing.T) { large(t, n.hosts, n.cut) })
 	}
 }

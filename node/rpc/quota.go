@@ -35,9 +35,13 @@ func newQuotas() quotas {
 	}
 }
 
-// of is the bucket of a method that agents call.
-func (q quotas) of(method string) (*quota.Limiter[fleet.NodeID], quota.Rate) {
-	switch method {
+// of is the bucket of a method that agents call. What quorum hosts may ask too is
+// the work of the fleet, which an agent passes on.
+func (q quotas) of(m Method) (*quota.Limiter[fleet.NodeID], quota.Rate) {
+	if allowed(m, fleet.RoleQuorum) {
+		return q.result, resultRate
+	}
+	switch m.Name {
 	case MethodReport, MethodPutBlob:
 		return q.result, resultRate
 	case MethodRenew, MethodChangeAddress, MethodLeave:
@@ -51,7 +55,7 @@ func (q quotas) take(m Method, peer identity.Peer, now time.Time) error {
 	if peer.Role != fleet.RoleAgent {
 		return nil
 	}
-	bucket, rate := q.of(m.Name)
+	bucket, rate := q.of(m)
 	wait := bucket.Take(peer.Node, now)
 	if wait == 0 {
 		return nil

@@ -78,13 +78,16 @@ func TestQuotasOfMethods(t *testing.T) {
 		if !allowed(m, fleet.RoleAgent) {
 			continue
 		}
-		_, rate := q.of(m.Name)
+		_, rate := q.of(m)
 		want := askRate
 		switch m.Name {
 		case MethodReport, MethodPutBlob:
 			want = resultRate
 		case MethodRenew, MethodChangeAddress, MethodLeave:
 			want = decideRate
+		}
+		if allowed(m, fleet.RoleQuorum) {
+			want = resultRate
 		}
 		if rate != want {
 			t.Errorf("%s: %+v, want %+v", m.Name, rate, want)
