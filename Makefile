@@ -56,6 +56,10 @@ test-upgrade: ## real processes of this version and the one before in one fleet,
 corpus: ## at a release: keep the golden bytes of every wire format under its VERSION, to be read for ever
 	scripts/upgrade/corpus.sh $(VERSION)
 
+.PHONY: test-planted
+test-planted: ## build with one planted bug at a time: the test that must find it fails, or this does
+	GO="$(GO)" scripts/planted.sh
+
 .PHONY: test-process
 test-process: ## as root: ROUNDS=50 ends of each tree of processes, OUTPUT_MB=10240 of each output
 	FLEET_ROUNDS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 60m -v -run '^TestTorture$$' ./node/process

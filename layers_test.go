@@ -53,7 +53,8 @@ var rows = []row{
 	{"8", []string{"."}},
 	// Above the program: what builds hosts to run it on. Nothing imports it
 	// but its tests.
-	{"lab", []string{"scripts/lab"}},
+	{"history", []string{"scripts/history"}},
+	{"lab", []string{"scripts/lab", "scripts/faults"}},
 }
 
 var (
@@ -168,13 +169,29 @@ func read(root string) (tree, error) {
 	return parse(files)
 }
 
-// code calls f for each file that is part of the program.
+// code calls f for each file that is part of the program. A planted bug is not:
+// checkPlanted holds that no normal build has it.
 func (t tree) code(f func(*source)) {
 	for _, s := range t {
-		if !s.test {
+		if !s.test && !s.planted() {
 			f(s)
 		}
 	}
+}
+
+// planted reports whether a file is named as those that hold a planted bug.
+func (s *source) planted() bool { return strings.HasSuffix(s.path, "_planted.go") }
+
+// constraint is a file's build constraint, or "".
+func (s *source) constraint() string {
+	for _, g := range s.file.Comments {
+		for _, c := range g.List {
+			if rest, ok := strings.CutPrefix(c.Text, "//go:build "); ok && c.Pos() < s.file.Package {
+				return rest
+			}
+		}
+	}
+	return ""
 }
 
 // uses calls f for each pkg.Name in the file whose pkg is an import. A name
@@ -371,6 +388,22 @@ var rules = []rule{
 		good: []example{{"a noun", in("node/rpc/rpc.go", ""), ""}},
 	},
 	{
+		name:  "planted bugs are in no normal build",
+		check: checkPlanted,
+		bad: []example{
+			{"no tag", in("node/rpc/calls_planted.go", ""), "needs one tag planted_"},
+			{"another tag", map[string]string{"node/rpc/calls_planted.go": "//go:build linux\n\npackage rpc"}, "needs one tag planted_"},
+			{"where the tag is not", map[string]string{"node/rpc/calls_planted.go": "//go:build !planted_x\n\npackage rpc"}, "needs one tag planted_"},
+			{"or another", map[string]string{"node/rpc/calls_planted.go": "//go:build planted_x || linux\n\npackage rpc"}, "needs one tag planted_"},
+			{"without a twin", map[string]string{"node/rpc/calls_planted.go": "//go:build planted_x\n\npackage rpc"}, "calls.go is not built where planted_x is not"},
+			{"under another name", map[string]string{"node/rpc/calls.go": "//go:build planted_x\n\npackage rpc"}, "is not named _planted.go"},
+		},
+		good: []example{{"twins", map[string]string{
+			"node/rpc/calls_planted.go": "//go:build planted_x\n\npackage rpc",
+			"node/rpc/calls.go":         "//go:build !planted_x\n\npackage rpc",
+		}, ""}},
+	},
+	{
 		name:  "no sleeping",
 		check: checkSleep,
 		bad: []example{
@@ -554,6 +587,30 @@ var (
 	}
 	impureContext = []string{"WithTimeout", "WithTimeoutCause", "WithDeadline", "WithDeadlineCause"}
 )
+
+// checkPlanted finds planted bugs (scripts/planted.sh) that may be built
+// without their tag, or that stand where these rules do not expect them.
+func checkPlanted(t tree) (findings []string) {
+	constraints := map[string]string{}
+	for _, s := range t {
+		constraints[s.path] = s.constraint()
+	}
+	for _, s := range t {
+		tag := constraints[s.path]
+		name, ok := strings.CutPrefix(tag, "planted_")
+		one := ok && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") == ""
+		twin := strings.TrimSuffix(s.path, "_planted.go") + ".go"
+		switch {
+		case s.planted() && !one:
+			findings = append(findings, s.path+": needs one tag planted_NAME and nothing else")
+		case s.planted() && constraints[twin] != "!"+tag:
+			findings = append(findings, fmt.Sprintf("%s: %s is not built where %s is not", s.path, twin, tag))
+		case ok && !s.planted():
+			findings = append(findings, s.path+": has the tag of a planted bug and is not named _planted.go")
+		}
+	}
+	return findings
+}
 
 func checkReplicated(t tree) (findings []string) {
 	t.code(func(s *source) {

@@ -110,7 +110,7 @@ func (b *bubble) bury(name string) {
 	case <-time.After(5 * time.Minute):
 		b.t.Fatalf("%s has not ended", name)
 	}
-	delete(b.nodes, name)
+	b.gone(name)
 	b.mu.Lock()
 	image := b.blows.image[name]
 	b.mu.Unlock()

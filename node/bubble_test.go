@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -160,7 +161,16 @@ func (b *bubble) start(name string) {
 	if err := n.Start(b.t.Context()); err != nil {
 		b.t.Fatal(err)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.nodes[name] = n
+}
+
+// running is the hosts that run, for who is not the test's goroutine.
+func (b *bubble) running() map[string]*Node {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.nodes)
 }
 
 // child is what runs in place of a shell: it takes runTime and counts.
@@ -211,10 +221,16 @@ func (b *bubble) ready(name string) {
 func (b *bubble) crash(name string) {
 	b.hosts[name].Down()
 	n := b.nodes[name]
-	delete(b.nodes, name)
+	b.gone(name)
 	n.cancel(errStopped)
 	<-n.Done()
 	b.hosts[name].Up()
+}
+
+func (b *bubble) gone(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.nodes, name)
 }
 
 func (b *bubble) stopAll() {

@@ -100,7 +100,7 @@ func signed[B authority](do func(*step, B, *fleet.Operator) (object string, err 
 		if err != nil {
 			return nil, err
 		}
-		if used := s.Nonce(p.Key, p.Nonce); used != nil {
+		if used := s.usedBy(p); used != nil {
 			if used.Kind != kind || used.Body != p.Body {
 				return nil, fleet.Errorf(fleet.Conflict, "the nonce of this request was used for another request")
 			}

@@ -37,8 +37,8 @@ func TestReplicatedCodeIsPure(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range names {
-			if strings.HasSuffix(name, "_test.go") {
-				continue
+			if strings.HasSuffix(name, "_test.go") || strings.HasSuffix(name, "_planted.go") {
+				continue // planted bugs are in no normal build: layers_test.go
 			}
 			files++
 			src, err := os.ReadFile(name)

@@ -218,6 +218,6 @@ const pruned = 1024
 // at sets the time of the step. Time never runs backwards: a stamp below the
 // last one is raised to it.
 func (s *step) at(stamp int64) {
-	s.stamp = max(stamp, s.LastStamp())
+	s.stamp = max(stampOf(stamp), s.LastStamp())
 	s.PruneNonces(s.stamp, pruned)
 }

@@ -34,7 +34,7 @@ func release(s *step, e *entry.Release) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	concurrency, _ := c.Limits()
+	concurrency := places(c)
 	switch last := e.Indexes[len(e.Indexes)-1]; {
 	case !c.Open():
 		return nil, fleet.Errorf(fleet.Conflict, "command %s has ended", c.ID)

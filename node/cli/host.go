@@ -235,6 +235,7 @@ func (e *env) runAgent(ctx context.Context, cfg *config.Config, notify *service.
 		DiskBudget: cfg.Budget(), Logger: log, Levels: levels,
 		Keeper: e.keeper, Signers: signers,
 		Cgroups: cgroups, Limits: process.Limits{Tasks: limits.Processes, Memory: limits.Memory, CPU: limits.CPU},
+		At: failpoints(),
 	})
 	if err != nil {
 		return err

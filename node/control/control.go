@@ -264,12 +264,24 @@ func (c *Control) propose(ctx context.Context, body entry.Body) (any, error) {
 	if err := c.cfg.Clock(); err != nil {
 		return nil, err
 	}
-	if a := c.cfg.FSM.Try(body); a.Err != nil {
-		return nil, a.Err
+	if c.cfg.FSM.Try(body).Err != nil {
+		// A refusal says what is so, "there is no target t", and must cover every
+		// acknowledged write, as any answer: a leader that was paused does not
+		// know yet what another has decided since.
+		index, err := c.cfg.Quorum.ReadIndex(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.cfg.FSM.WaitApplied(ctx, index); err != nil {
+			return nil, fleet.Errorf(fleet.Unavailable, "this host has not caught up with what was decided: %w", err)
+		}
+		if a := c.cfg.FSM.Try(body); a.Err != nil {
+			return nil, a.Err
+		}
 	}
 	command, at := pointsOf(body)
 	c.cfg.At.Reach(at.before, command)
-	a, err := c.cfg.Quorum.Propose(ctx, log)
+	a, err := c.commit(ctx, body, log)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +304,7 @@ func (c *Control) Propose(ctx context.Context, body entry.Body) (raftfsm.Answer,
 	}
 	command, at := pointsOf(body)
 	c.cfg.At.Reach(at.before, command)
-	a, err := c.cfg.Quorum.Propose(ctx, log)
+	a, err := c.commit(ctx, body, log)
 	if err == nil {
 		c.cfg.At.Reach(at.after, command)
 	}

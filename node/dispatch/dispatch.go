@@ -196,7 +196,7 @@ func Accept(store *state.Store, c *fleet.Command, node fleet.NodeID, result, det
 	if n == nil {
 		return none, fleet.Errorf(fleet.Denied, "node %s is not enrolled", node)
 	}
-	if err := r.Verify(n.Key); err != nil {
+	if err := vouched(r, n.Key); err != nil {
 		return none, err
 	}
 	info := store.Fleet()

@@ -329,7 +329,7 @@ func (p *Process) supervise(ctx context.Context) {
 
 // drain waits for the pumps; what others hold open is cut off.
 func (p *Process) drain() {
-	patience := time.NewTimer(p.spec.Drain)
+	patience := time.NewTimer(patienceOf(p.spec))
 	defer patience.Stop()
 	cut := false
 	for _, pump := range p.pumps {

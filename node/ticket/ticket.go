@@ -304,9 +304,7 @@ func (s *Signed) Verify(t *identity.Trust) (*Ticket, error) {
 			valid[voter.Node] = true
 		}
 	}
-	// ThresholdFor guards against a Trust that nobody validated: k = 0 would
-	// accept a ticket that nobody signed.
-	if need := max(t.K, identity.ThresholdFor(len(t.Voters))); len(valid) < need {
+	if need := needed(t); len(valid) < need {
 		return nil, fleet.Errorf(fleet.Denied, "ticket refused: %d of %d needed voters signed it (trust version %d)",
 			len(valid), need, t.Version)
 	}

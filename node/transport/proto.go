@@ -46,7 +46,7 @@ var table = map[Proto]rule{
 	},
 	Raft: {
 		servers: []fleet.Role{fleet.RoleQuorum},
-		clients: []fleet.Role{fleet.RoleQuorum},
+		clients: raftClients,
 		byID:    true,
 	},
 	Gossip: {

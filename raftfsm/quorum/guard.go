@@ -77,7 +77,7 @@ func (g *guard) do(what string, op func() error) error {
 		})
 		defer late.Stop()
 	}
-	err := op()
+	err := believed(op())
 	if err == nil || isNotFound(err) {
 		return err
 	}

@@ -42,7 +42,7 @@ func (q *Quorum) verify() (uint64, error) {
 	}
 	strict := q.doubt.exists(time.Now())
 	if !strict {
-		if err := q.wait(q.raft.VerifyLeader); err != nil {
+		if err := q.confirm(); err != nil {
 			return 0, q.notLeader()
 		}
 		strict = q.doubt.exists(time.Now()) // it may have come with the answers

@@ -149,6 +149,9 @@ func openStores(dir string, self fleet.NodeID, log *slog.Logger) (*stores, error
 	if err := checkClosed(path); err != nil {
 		return nil, err
 	}
+	if emptyIsNew(path) {
+		return openFiles(dir, log)
+	}
 	if err := checkBolt(path); err != nil {
 		return nil, damaged(dir, "%w", err)
 	}

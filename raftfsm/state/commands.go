@@ -197,7 +197,7 @@ func (v View) Resolve(ids []string, selectors []fleet.Target) ([]fleet.NodeID, e
 			out = append(out, n.ID)
 		}
 	}
-	return out, nil
+	return inOrder(out), nil
 }
 
 func (v View) named(ids []string) ([]fleet.NodeID, error) {

@@ -1,0 +1,8 @@
+//go:build !planted_agentraft
+
+package transport
+
+import "fleet/node/fleet"
+
+// raftClients are the roles that may speak Raft.
+var raftClients = []fleet.Role{fleet.RoleQuorum}
