@@ -44,9 +44,42 @@ test: ## vet and test everything; under 10 minutes on 2 cores
 test-race: ## test everything under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(RACE_TIMEOUT) ./...
 
+# The fault programme: what docs/reliability.md reports. All of it takes less than
+# an hour on 2 cores; each part runs alone. ROUNDS=1 is the quick form for CI.
+#   ROUNDS       rounds of scripts/faults.sh, 3
+#   KILLS        in each cell of the kill table, in virtual time
+#   FAULTS       of the quorum, in virtual time, and on how many VOTERS (1000 is the full form)
+#   REAL_KILLS   in each cell, of real processes
+#   REAL_FAULTS  of real voters
+#   SEED         repeats the schedules of an earlier run, which printed it
+KILLS       ?= 20
+FAULTS      ?= 100
+VOTERS      ?= 5
+REAL_KILLS  ?= 3
+REAL_FAULTS ?= 24
+FAULTS_TEST  = FLEET_SEED=$(SEED) $(GO) test -vet=off -count=1 -timeout 60m -v
+
 .PHONY: test-faults
-test-faults: build ## real processes on loopback: kill -9 of the leader and of agents (ROUNDS=3)
-	scripts/faults.sh
+test-faults: test-faults-loopback test-faults-processes test-faults-bubble ## leaders and hosts killed, paused and cut off (ROUNDS=1 is quick; see the Makefile)
+
+.PHONY: test-faults-loopback
+test-faults-loopback: build ## real processes on loopback: kill -9 of the leader and of agents (ROUNDS=3)
+	ROUNDS=$(or $(ROUNDS),3) scripts/faults.sh
+
+.PHONY: test-faults-processes
+test-faults-processes: ## real processes ended at exact steps of a command, and paused (REAL_KILLS=3 REAL_FAULTS=24)
+ifeq ($(ROUNDS),1)
+	FLEET_KILLS=1 FLEET_FAULTS=4 $(FAULTS_TEST) -short -tags faults ./scripts/faults
+else
+	FLEET_KILLS=$(REAL_KILLS) FLEET_FAULTS=$(REAL_FAULTS) $(FAULTS_TEST) -tags faults ./scripts/faults
+endif
+
+.PHONY: test-faults-bubble
+test-faults-bubble: ## the same in virtual time, many times (KILLS=20 FAULTS=100 VOTERS=5); with ROUNDS=1 nothing: make test has it
+ifneq ($(ROUNDS),1)
+	FLEET_KILLS=$(KILLS) $(FAULTS_TEST) -run '^TestKillTable$$' ./node
+	FLEET_FAULTS=$(FAULTS) FLEET_VOTERS=$(VOTERS) $(FAULTS_TEST) -run '^TestHistories$$' ./node
+endif
 
 .PHONY: test-upgrade
 test-upgrade: ## real processes of this version and the one before in one fleet, exchanged in random orders (ORDERS=2 SEED=1)

@@ -34,6 +34,11 @@ var faults = []fault{
 		h.net.Isolate(h.hosts[h.awaitLeader("")])
 		return h.net.HealAll
 	}},
+	{"the leader is cut off from the voters, and not from the clients", func(h *havoc) func() {
+		leader := h.awaitLeader("")
+		h.net.Partition(h.named([]string{leader}), h.named(h.others(leader)))
+		return h.net.HealAll
+	}},
 	{"the leader is not heard", func(h *havoc) func() {
 		leader := h.awaitLeader("")
 		for name := range h.hosts {
@@ -207,7 +212,7 @@ func (h *havoc) wreak(rec *history.Recorder, clients, from, number int) (slowest
 			time.Sleep(100 * time.Millisecond)
 		}
 	}
-	keys := history.Keys{Node: h.nodes["n1"].ID(), Labels: 5, Targets: 4}
+	keys := history.Keys{Node: h.nodes["n1"].ID(), Labels: 16, Targets: 8}
 	probe := open(voters...)
 	defer probe.Close()
 	first := rec.Process()
@@ -261,6 +266,7 @@ func (h *havoc) wreak(rec *history.Recorder, clients, from, number int) (slowest
 			}
 		}
 		slowest = max(slowest, time.Since(mended))
+		rec.Settle(t.Context(), probe, keys) // before others write again what was lost
 	}
 	time.Sleep(time.Second)
 	stop()
@@ -291,7 +297,7 @@ func (p paced) Call(ctx context.Context, operation string, req, resp any) error 
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(time.Duration(20+rand.N(180)) * time.Millisecond):
+	case <-time.After(time.Duration(5+rand.N(95)) * time.Millisecond):
 	}
 	return p.Client.Call(ctx, operation, req, resp)
 }
