@@ -51,6 +51,7 @@ type bubble struct {
 	atWork map[fleet.CommandID]int  // children that run, over all hosts
 	peak   map[fleet.CommandID]int  // the most at once
 	fails  map[string]bool          // hosts whose children fail
+	last   map[string]time.Time     // of the runs
 	skewed map[string]time.Duration // how far a host's clock is off
 	blows  blows
 }
@@ -63,7 +64,8 @@ const (
 func newBubble(t *testing.T, voters, agents int) *bubble {
 	t.Helper()
 	b := &bubble{
-		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{}, atWork: map[fleet.CommandID]int{}, peak: map[fleet.CommandID]int{}, fails: map[string]bool{},
+		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
+		atWork: map[fleet.CommandID]int{}, peak: map[fleet.CommandID]int{}, fails: map[string]bool{}, last: map[string]time.Time{},
 		skewed: map[string]time.Duration{}, blows: newBlows(),
 	}
 	b.net.SetLatency(time.Millisecond)
@@ -186,6 +188,7 @@ func (b *bubble) child(ctx context.Context, name string, spec process.Spec) (pro
 	if !dead {
 		b.runs[string(commandOf(spec.Env))+" "+name]++
 		defer b.witness(commandOf(spec.Env))()
+		b.last[string(commandOf(spec.Env))+" "+name] = time.Now()
 	}
 	b.mu.Unlock()
 	if dead { // what goes on in its goroutines is no more of this world

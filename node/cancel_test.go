@@ -35,6 +35,13 @@ func (b *bubble) ran(id fleet.CommandID, name string) int {
 	return b.runs[string(id)+" "+name]
 }
 
+// ranAt is when a command began on a host last, and how often it did.
+func (b *bubble) ranAt(id fleet.CommandID, name string) (time.Time, int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.last[string(id)+" "+name], b.runs[string(id)+" "+name]
+}
+
 // row is the newest that any voter knows of a command on a host.
 func (b *bubble) row(id fleet.CommandID, name string) (row fleet.Invocation) {
 	for _, n := range b.nodes {
