@@ -5,4 +5,4 @@ package process
 import "time"
 
 // A planted bug: a grandchild that keeps the pipe keeps the command.
-func patienceOf(Spec) time.Duration { return 30 * time.Second }
+func patienceOf(Spec) time.Duration { return 65 * time.Second }

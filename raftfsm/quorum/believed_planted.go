@@ -2,10 +2,15 @@
 
 package quorum
 
+import (
+	"strings"
+	"syscall"
+)
+
 // A planted bug: a disk that fails now may work the next time.
 func believed(err error) error {
-	if err != nil && isNotFound(err) {
-		return err
+	if err != nil && strings.HasSuffix(err.Error(), syscall.EIO.Error()) {
+		return nil
 	}
-	return nil
+	return err
 }
