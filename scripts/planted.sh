@@ -35,7 +35,7 @@ run() { # run TAGS PACKAGE TEST
 	# Each part of the name is anchored: Test/part means that part alone.
 	local pattern
 	pattern="^$(sed 's#/#$/^#g' <<<"$3")\$"
-	"$GO" test -vet=off -count=1 -timeout 4m -tags "$1" -run "$pattern" "$2" >"$log" 2>&1
+	"$GO" test -vet=off -count=1 -timeout "$([ "$2" = ./node ] && echo 5m || echo 2m)" -tags "$1" -run "$pattern" "$2" >"$log" 2>&1
 }
 
 printf '%-16s %-18s %-46s %s\n' BUG PACKAGE TEST RESULT
