@@ -24,6 +24,7 @@ nodedupe        | ./raftfsm           | TestRetriedRequestIsAnsweredOnce        
 onesignature    | ./node/ticket       | TestSignedVerify                             | one voter signs for two
 unsignedresult  | ./node/dispatch     | TestAccept                                   | the signature of a result is not checked
 nowaitdelay     | ./node/process      | TestAGrandchildThatHoldsStdoutDoesNotHoldWait | waits for whoever holds the pipe
+late            | ./node/runcmd       | TestLateInTheQueueIsDeliveryTimedOut         | a command starts after its time
 ignoreio        | ./raftfsm/quorum    | TestStoreFails                               | an error of the disk is ignored
 '
 

@@ -104,7 +104,7 @@ func steer(e *journal.Entry, t *ticket.Ticket, idempotent bool, now time.Time, k
 		return courseInterrupt
 	case !known, now.Before(time.Unix(0, t.NotBefore).Add(-Skew)):
 		return courseWait
-	case now.UnixNano() <= startBy:
+	case inTime(now, startBy):
 		return courseRun
 	case started:
 		return courseInterrupt
