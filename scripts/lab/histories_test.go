@@ -3,7 +3,6 @@
 package lab_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -154,17 +153,17 @@ func typed(p *history.Process, h *lab.Host, name string, verb history.Verb, valu
 		}
 		r := h.Fleet(append(args, "--timeout", "5s")...)
 		switch {
-		case r.Code == 1 && strings.Contains(r.Stderr, "there is no target"):
+		case verb != history.Write && r.Code == 1 && strings.Contains(r.Stderr, "there is no target"):
 			return history.Result{Absent: true}
 		case r.Code != 0:
 			return history.Result{Unknown: true}
 		case verb != history.Read:
 			return res
 		}
-		var shown fleet.TargetView
-		if err := json.NewDecoder(bytes.NewBufferString(r.Stdout)).Decode(&shown); err != nil {
+		var shown struct{ Target fleet.TargetView }
+		if err := json.Unmarshal([]byte(r.Stdout), &shown); err != nil || shown.Target.Description == "" {
 			return history.Result{Unknown: true}
 		}
-		return history.Result{Value: shown.Description}
+		return history.Result{Value: shown.Target.Description}
 	})
 }
