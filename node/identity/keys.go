@@ -25,6 +25,8 @@ const (
 	UseCancel     Use = "fleet cancel v1"     // quorum key
 	UseRelease    Use = "fleet release v1"    // quorum key
 	UseResult     Use = "fleet result v1"     // agent key
+	UseReceipt    Use = "fleet receipt v1"    // agent key: this host holds a command
+	UseAck        Use = "fleet ack v1"        // quorum key: results are in the log
 	UseAddress    Use = "fleet address v1"    // agent key: a host's change of address
 	UseCandidate  Use = "fleet candidate v1"  // request to become a voter
 	UseRejoin     Use = "fleet rejoin v1"     // agent key: is this host still of the fleet?
