@@ -38,6 +38,7 @@ const (
 	MethodListed       = "Listed"
 	MethodFetchProgram = "FetchProgram"
 
+	MethodCarry         = "Carry"
 	MethodDeliver       = "Deliver"
 	MethodCancel        = "Cancel"
 	MethodRelease       = "Release"
@@ -67,6 +68,7 @@ const MaxBlob = 64 << 20
 var (
 	fromAgents = []fleet.Role{fleet.RoleAgent}
 	fromQuorum = []fleet.Role{fleet.RoleQuorum}
+	fromHosts  = []fleet.Role{fleet.RoleAgent, fleet.RoleQuorum}
 )
 
 // Methods is the table: the whole surface between hosts, on one screen.
@@ -84,6 +86,10 @@ var Methods = []Method{
 	// What any host asks of any other.
 	{MethodListed, fromAgents, 1 << 10, 1 << 10, 2, 5 * time.Second, false},
 	{MethodFetchProgram, fromAgents, 0, MaxBlob, 1, 10 * time.Minute, true},
+
+	// What any host brings to any other: an order that k voters signed, which the
+	// host verifies before it serves anybody (carry.go, node/relay).
+	{MethodCarry, fromHosts, 16 << 20, 64 << 20, 32, time.Hour, true},
 
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},

@@ -397,6 +397,9 @@ func (a *answerWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// flush sends what was written, without waiting for more.
+func (a *answerWriter) flush() error { return http.NewResponseController(a.w).Flush() }
+
 // bodyReader reads at most left bytes and fails at the next one, where an
 // io.LimitedReader would pretend that the body ended.
 type bodyReader struct {
