@@ -70,8 +70,9 @@ func (r *Runner) report(ctx context.Context) {
 			done = nil // only those that are on their way are awaited
 		}
 		for _, k := range r.takeFresh() {
-			waiting[k] = &pending{due: time.Now()}
+			waiting[k] = &pending{due: time.Now().Add(r.climb(k))}
 		}
+		r.takeAcked(waiting)
 		next := time.Hour
 		for k, p := range waiting {
 			wait := time.Until(p.due)

@@ -171,6 +171,8 @@ type Runner struct {
 	fresh      []journal.Key                           // finished, the reporter has not seen them yet
 	unreported int                                     // finished and not acknowledged
 	sole       chan struct{}                           // nil unless a step is alone or waits to be; told when a command has left
+	climbers   map[journal.Key][]*Climber              // who sends results up through relays
+	acked      []acked                                 // the reporter has not seen them yet
 }
 
 // New opens the runner's directory and takes up what the journal holds. It
