@@ -43,6 +43,9 @@ var rows = []row{
 	{"1b", []string{"node/ticket", "raftfsm/state", "node/secrets", "node/service"}},
 	{"1c", []string{"raftfsm", "gossip", "node/transport", "node/inventory", "node/journal", "node/presence", "node/upgrade"}},
 	{"2", []string{"raftfsm/quorum", "node/rpc", "node/runcmd", "node/api/client", "node/backup"}},
+	// The relay is above rpc, whose streams it uses, and below dispatch: the
+	// leader is the first parent of every tree.
+	{"2b", []string{"node/relay"}},
 	{"3", []string{
 		"node/control", "node/cosign", "node/dispatch", "node/enrol", "node/session", "node/patch", "node/statemgr",
 	}},

@@ -162,6 +162,7 @@ func (m *member) outlook() []fleet.Warning {
 func (m *member) warnings() []fleet.Warning {
 	ws := m.clockWarning()
 	if m.n.Leads() {
+		ws = append(ws, m.relayWarnings()...)
 		refusals := m.signer.Refusals()
 		for _, id := range slices.Sorted(maps.Keys(refusals)) {
 			switch err := refusals[id]; fleet.KindOf(err) {

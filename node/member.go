@@ -112,6 +112,7 @@ func (n *Node) startMember() error {
 			return rpc.Call[rpc.ReleaseRequest, rpc.DeliverResponse](ctx, m.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodRelease, req)
 		},
 		Hold: func(node fleet.NodeID) bool { return m.n.seen.Clones(node, n.cfg.Now()) != nil },
+		Tree: m.tree(),
 		// The host that made it keeps its own copy, on disk: this one may be lost.
 		Keep: func(b []byte) error { _, err := n.blobs.Cache(b); return err },
 		Now:  n.cfg.Now, Logger: n.log.With("component", "dispatch"),

@@ -18,6 +18,7 @@ func (n *Node) buildRPC() {
 	n.rpcServer = s
 
 	// Of every host.
+	rpc.HandleCarry(s, n.relay.Serve)
 	rpc.Handle(s, rpc.MethodDeliver, n.deliver)
 	rpc.Handle(s, rpc.MethodCancel, n.cancelCommand)
 	rpc.Handle(s, rpc.MethodRelease, n.releaseCommand)

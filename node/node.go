@@ -38,6 +38,7 @@ import (
 	"fleet/node/logging"
 	"fleet/node/presence"
 	"fleet/node/process"
+	"fleet/node/relay"
 	"fleet/node/rpc"
 	"fleet/node/runcmd"
 	"fleet/node/service"
@@ -128,6 +129,7 @@ type Node struct {
 	blobs     *blob.Store
 	journal   *journal.Journal
 	runner    *runcmd.Runner
+	relay     *relay.Relay
 	clock     *presence.Clock
 	beats     *presence.Beats
 	touch     touch
@@ -241,6 +243,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := n.buildAgent(); err != nil {
 		return nil, err
 	}
+	n.buildRelay()
 	n.buildRPC()
 	return n, nil
 }

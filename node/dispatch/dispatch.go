@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"fleet/node/fleet"
+	"fleet/node/relay"
 	"fleet/node/rpc"
 	"fleet/node/ticket"
 	"fleet/raftfsm"
@@ -75,6 +76,10 @@ type Config struct {
 	// nobody. The rows stay open.
 	Hold func(node fleet.NodeID) bool
 
+	// Tree is how commands for many hosts travel through relays; nil delivers
+	// to each host directly.
+	Tree *TreeConfig
+
 	// Keep stores a detail blob on this host.
 	Keep func(blob []byte) error
 
@@ -88,17 +93,28 @@ type Dispatcher struct {
 	slots chan struct{} // one token for each delivery under way
 	coll  *collector
 	since time.Time // when this host began to lead
+
+	pace  relay.Pace     // of the leader's children in trees
+	trees sync.WaitGroup // trees at work
+
+	blameMu sync.Mutex // guards blamed
+	blamed  map[fleet.NodeID]*Blame
+
+	carriagesMu sync.Mutex // guards carriages
+	carriages   map[fleet.CommandID]*carriage
 }
 
 // New makes a dispatcher; Lead makes it work.
 func New(cfg Config) *Dispatcher {
-	return &Dispatcher{cfg: cfg, slots: make(chan struct{}, maxDeliveries), coll: newCollector(cfg)}
+	return &Dispatcher{cfg: cfg, slots: make(chan struct{}, maxDeliveries), coll: newCollector(cfg),
+		blamed: map[fleet.NodeID]*Blame{}, carriages: map[fleet.CommandID]*carriage{}}
 }
 
 // Lead dispatches until ctx is done, that is until leadership is lost.
 func (d *Dispatcher) Lead(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
+	defer d.trees.Wait()
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { d.coll.run(ctx) })
@@ -150,6 +166,12 @@ func (d *Dispatcher) Report(ctx context.Context, node fleet.NodeID, result, deta
 	reply := make(chan decided, 1)
 	if err := d.submit(ctx, c, node, result, detail, reply); err != nil {
 		return 0, err
+	}
+	d.carriagesMu.Lock()
+	k := d.carriages[c.ID]
+	d.carriagesMu.Unlock()
+	if k != nil {
+		k.brought(r.Index, detail)
 	}
 	select {
 	case a := <-reply:

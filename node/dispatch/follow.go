@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"fleet/node/fleet"
+	"fleet/node/relay"
 	"fleet/node/rpc"
 	"fleet/node/ticket"
 	"fleet/raftfsm/entry"
@@ -30,6 +31,7 @@ type follower struct {
 	next    time.Time     // that try
 	turnAt  time.Time     // when the next turns are decided; zero while there are none
 
+	carriage *carriage // nil: all is delivered directly
 	hosts    map[uint32]*host
 	busy     int // deliveries under way
 	outcomes chan outcome
@@ -38,17 +40,19 @@ type follower struct {
 
 // host is what the leader remembers of one target.
 type host struct {
-	busy    bool      // a delivery or a cancel is under way
-	stop    func()    // ends the waiting for it
-	what    order     // what it is told now
-	turned  time.Time // since when
-	missing bool      // its turn has come, and it does not hold the command: deliver it first
-	tidy    bool      // it knows that its turn will not come
-	took    bool      // it said that it holds the command
-	stale   bool      // it may want a newer trust.json first
-	asked   uint32    // version of the newest trust.json that was sent to it
-	said    string    // its last answer that it does not take the command
-	next    time.Time // when to send next, if no row says that this is done
+	busy    bool         // a delivery or a cancel is under way
+	stop    func()       // ends the waiting for it
+	what    order        // what it is told now
+	turned  time.Time    // since when
+	missing bool         // its turn has come, and it does not hold the command: deliver it first
+	tidy    bool         // it knows that its turn will not come
+	took    bool         // it said that it holds the command
+	stale   bool         // it may want a newer trust.json first
+	asked   uint32       // version of the newest trust.json that was sent to it
+	told    bool         // a cancel was sent to it through the tree
+	by      fleet.NodeID // the relay that did not get it to answer
+	said    string       // its last answer that it does not take the command
+	next    time.Time    // when to send next, if no row says that this is done
 	backoff time.Duration
 }
 
@@ -66,17 +70,22 @@ func (o order) String() string { return [...]string{"deliver", "release", "cance
 
 // outcome is how one order ended.
 type outcome struct {
-	index uint32
-	what  order
-	resp  *rpc.DeliverResponse
-	err   error
+	index   uint32
+	what    order
+	carried bool         // it came through the tree
+	taken   bool         // the host's result was taken already
+	by      fleet.NodeID // the relay that says that the host did not take it
+	resp    *rpc.DeliverResponse
+	err     error
 }
 
 // follow works on one command until it has ended.
 func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
+	lead := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	f := &follower{d: d, hosts: map[uint32]*host{}, backoff: firstRetry, outcomes: make(chan outcome, maxOfCommand)}
 	defer f.wg.Wait()
+	defer f.endCarriage(id)
 	defer cancel()
 	var ended time.Time
 	for {
@@ -96,7 +105,7 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 				return nil
 			}
 		}
-		wait, err := f.step(ctx, store, c)
+		wait, err := f.step(lead, ctx, store, c)
 		if err != nil {
 			d.cfg.Logger.Warn("command waits", "command", id, "err", err)
 		}
@@ -121,7 +130,7 @@ func (d *Dispatcher) follow(ctx context.Context, id fleet.CommandID) error {
 }
 
 // step does what is due and says how long to wait for the next thing.
-func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
+func (f *follower) step(lead, ctx context.Context, store *state.Store, c *fleet.Command) (time.Duration, error) {
 	now := f.d.cfg.Now()
 	trust := store.Trust().Version
 	rows := store.Invocations(c.ID)
@@ -183,6 +192,9 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		f.d.cfg.Logger.Debug("turn not decided", "command", c.ID, "err", err)
 	}
 	wait = min(wait, soon)
+	if due[orderCancel], err = f.carryCancel(c, due[orderCancel]); err != nil {
+		return min(wait, time.Second), err
+	}
 	room := func(indexes []uint32) []uint32 { return indexes[:max(0, min(len(indexes), maxOfCommand-f.busy))] }
 	if some := room(due[orderCancel]); len(some) > 0 {
 		if err := f.cancel(ctx, store, c, some); err != nil {
@@ -206,7 +218,7 @@ func (f *follower) step(ctx context.Context, store *state.Store, c *fleet.Comman
 		return min(wait, f.next.Sub(now)), err
 	}
 	f.backoff = firstRetry
-	for _, index := range room(due[orderDeliver]) {
+	for _, index := range room(f.carry(lead, ctx, store, c, due[orderDeliver])) {
 		f.deliver(ctx, store, c, index)
 	}
 	return wait, nil
@@ -314,13 +326,18 @@ func (f *follower) authorise(ctx context.Context, c *fleet.Command, now time.Tim
 	return nil
 }
 
-// deliver sends the command to one host; take hears how it went.
-func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Command, index uint32) {
+// paths is the tree over the targets, made once.
+func (f *follower) paths(c *fleet.Command) *ticket.Tree {
 	if f.tree == nil {
 		f.tree = ticket.NewTree(c.Targets)
 	}
+	return f.tree
+}
+
+// deliver sends the command to one host; take hears how it went.
+func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Command, index uint32) {
 	req := &rpc.DeliverRequest{
-		Ticket: f.ticket, Index: index, Path: f.tree.Path(int(index)),
+		Ticket: f.ticket, Index: index, Path: f.paths(c).Path(int(index)),
 		Document: store.Content(c.Document), DocumentName: c.DocumentName, Parameters: c.Parameters,
 	}
 	if h := f.host(index); h.stale {
@@ -334,9 +351,6 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 // cancel sends hosts a voter's word that the command is cancelled there; take
 // hears how it went.
 func (f *follower) cancel(ctx context.Context, store *state.Store, c *fleet.Command, indexes []uint32) error {
-	if f.tree == nil {
-		f.tree = ticket.NewTree(c.Targets)
-	}
 	named := indexes
 	if c.Cancelled() {
 		named = nil // it is one and the same for every host
@@ -346,7 +360,7 @@ func (f *follower) cancel(ctx context.Context, store *state.Store, c *fleet.Comm
 		return fmt.Errorf("cancel: %w", err)
 	}
 	for _, index := range indexes {
-		req := &rpc.CancelRequest{Cancel: signed, Index: index, Path: f.tree.Path(int(index))}
+		req := &rpc.CancelRequest{Cancel: signed, Index: index, Path: f.paths(c).Path(int(index))}
 		if h := f.host(index); h.stale {
 			req.Trust, h.asked = store.Trust().Raw(), store.Trust().Version
 		}
@@ -382,10 +396,19 @@ func (f *follower) send(ctx context.Context, o outcome, call func(context.Contex
 func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
 	h := f.host(o.index)
 	h.busy = false
-	f.busy--
+	if !o.carried {
+		f.busy--
+	}
 	now := f.d.cfg.Now()
 	answered := f.answered(ctx, c, h, o)
 	h.took = h.took || answered
+	switch {
+	case o.by != "":
+		h.by = o.by
+	case answered && h.by != "": // the relay said that it could not be done
+		f.d.blame(relay.Failure{Child: h.by, Why: "did not get hosts to answer that do", Taken: 1}, c.ID)
+		h.by = ""
+	}
 	if o.what != h.what {
 		return // it was overtaken: turn said when to go on
 	}
@@ -395,6 +418,8 @@ func (f *follower) take(ctx context.Context, c *fleet.Command, o outcome) {
 	case answered:
 		h.tidy = o.what == orderCancel
 		h.next, h.backoff = now.Add(redeliver), firstRetry
+	case o.carried:
+		h.next = time.Time{} // at once, and directly
 	default:
 		h.next = now.Add(h.backoff)
 		h.backoff = min(2*h.backoff, lastRetry)
@@ -407,6 +432,9 @@ func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o ou
 	if o.err != nil {
 		log.Debug("host did not answer", "order", o.what, "err", o.err)
 		return false
+	}
+	if o.taken {
+		return true
 	}
 	switch o.resp.State {
 	case rpc.DeliverAccepted:
