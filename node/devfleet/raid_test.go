@@ -218,6 +218,7 @@ func byAgent() map[string][]attack {
 	for method, attacks := range ofQuorum() {
 		all[method] = with(byRole, attacks)
 	}
+	all[rpc.MethodCarry] = orders(carry) // the ticket decides, not who brings it
 	return all
 }
 
@@ -236,6 +237,7 @@ func byQuorum() map[string][]attack {
 // them.
 func ofQuorum() map[string][]attack {
 	return map[string][]attack{
+		rpc.MethodCarry:   orders(carry),
 		rpc.MethodDeliver: deliveries(),
 		rpc.MethodCancel:  cancels(),
 		rpc.MethodRelease: releases(),
@@ -462,6 +464,32 @@ func deliver(req forgery) func(context.Context, *raid, place) error {
 			return fleet.Errorf(fleet.Denied, "%s", resp.Reason)
 		}
 		return err
+	}
+}
+
+// carry brings an order as a parent in a tree would, with another host below
+// that the order may not name.
+func carry(req forgery) func(context.Context, *raid, place) error {
+	return func(ctx context.Context, r *raid, at place) error {
+		q, err := req(r, at)
+		if err != nil {
+			return fmt.Errorf("make the request: %w", err)
+		}
+		if q == nil {
+			return errNotTried
+		}
+		order := &rpc.CarryOrder{Ticket: q.Ticket, Document: q.Document, DocumentName: q.DocumentName, Parameters: q.Parameters,
+			Items: []rpc.CarryItem{{Node: at.to.Node, Index: q.Index, Path: q.Path}}}
+		if !slices.Contains(r.order.targets, at.to.Node) {
+			order.Items[0].Below = 1
+			order.Items = append(order.Items, rpc.CarryItem{Node: r.honest.info.Node, Index: 1, Path: q.Path})
+		}
+		stream, err := rpc.OpenCarry(ctx, r.rpc, at.to, order)
+		if err != nil {
+			return err
+		}
+		_, err = stream.Recv()
+		return errors.Join(err, stream.Close())
 	}
 }
 
