@@ -126,6 +126,10 @@ bench: ## the figures of docs/performance.md
 bench-idle: build ## what a host costs while nothing happens, in a ring of 100 (root; about seven minutes)
 	FLEET=$(BIN)/fleet $(GO) test -v -count=1 -tags idle -run '^TestIdle$$' -timeout 30m ./node/devfleet
 
+.PHONY: bench-rivals
+bench-rivals: build ## fleet beside ClusterShell, pdsh, ansible, serf and a bare server (root; TARGETS="100 200" ROUNDS=5)
+	FLEET=$(BIN)/fleet scripts/bench/rivals.sh
+
 .PHONY: packages
 packages: ## deb and rpm for amd64 and arm64 into dist/, with SHA256SUMS (CHECK=1 builds twice and compares)
 	VERSION=$(VERSION) scripts/packages.sh

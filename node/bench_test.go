@@ -47,18 +47,20 @@ func report(b *testing.B, took []time.Duration) {
 	b.ReportMetric(0, "ns/op") // meaningless here: one op is a whole series
 }
 
+// noop starts no process.
+func noop(_ context.Context, spec process.Spec) (process.Exit, error) {
+	if spec.Spawned != nil {
+		if err := spec.Spawned(process.Identity{PID: 1}); err != nil {
+			return process.Exit{}, err
+		}
+	}
+	return process.Exit{}, nil
+}
+
 // BenchmarkRun is the time from SendCommand to the event of the last result,
 // as an operator's client sees it. noop starts no process, true starts
 // /bin/sh with the script "true". All agents and the voter share this machine.
 func BenchmarkRun(b *testing.B) {
-	noop := func(_ context.Context, spec process.Spec) (process.Exit, error) {
-		if spec.Spawned != nil {
-			if err := spec.Spawned(process.Identity{PID: 1}); err != nil {
-				return process.Exit{}, err
-			}
-		}
-		return process.Exit{}, nil
-	}
 	for _, what := range []struct {
 		name    string
 		starter process.Starter
@@ -89,6 +91,57 @@ func BenchmarkRun(b *testing.B) {
 					}
 					report(b, took)
 				}
+			})
+		}
+	}
+}
+
+// BenchmarkTree is BenchmarkRun for more hosts, directly and through relays, in
+// turn in one fleet, so that the ratio is of one run. Each agent has its own
+// connections: in one process the handshakes of all are its work.
+func BenchmarkTree(b *testing.B) {
+	for _, what := range []struct {
+		name    string
+		starter process.Starter
+	}{{"noop", noop}, {"true", nil}} {
+		for _, agents := range []int{100, 200, 500} {
+			b.Run(fmt.Sprintf("%s/agents=%d", what.name, agents), func(b *testing.B) {
+				f := startFleet(b, agents, 3, what.starter)
+				c, err := client.Open(b.Context(), f.Credential(), client.Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer c.Close()
+				ways := []bool{true, false}
+				took := map[bool][]time.Duration{}
+				each := func(keep bool) {
+					for _, direct := range ways {
+						for _, n := range f.Nodes() {
+							n.DeliverDirectly(direct)
+						}
+						if d := run(b, c, agents); keep {
+							took[direct] = append(took[direct], d)
+						}
+					}
+				}
+				for range 5 { // see BenchmarkRun
+					each(false)
+				}
+				for b.Loop() {
+					for range 10 {
+						each(true)
+					}
+				}
+				for _, direct := range ways {
+					slices.Sort(took[direct])
+				}
+				middle := func(direct bool) float64 {
+					return float64(took[direct][len(took[direct])/2].Microseconds()) / 1000
+				}
+				b.ReportMetric(middle(true), "direct-ms")
+				b.ReportMetric(middle(false), "tree-ms")
+				b.ReportMetric(middle(false)/middle(true), "tree/direct")
+				b.ReportMetric(0, "ns/op")
 			})
 		}
 	}

@@ -12,3 +12,6 @@ func (n *Node) Propose(ctx context.Context, body entry.Body) error {
 	_, err := n.member.Load().control.Propose(ctx, body)
 	return err
 }
+
+// DeliverDirectly makes a leader use no relays.
+func (n *Node) DeliverDirectly(v bool) { n.direct.Store(v) }

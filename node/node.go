@@ -130,6 +130,7 @@ type Node struct {
 	journal   *journal.Journal
 	runner    *runcmd.Runner
 	relay     *relay.Relay
+	direct    atomic.Bool // for comparison: as a leader it uses no relays
 	clock     *presence.Clock
 	beats     *presence.Beats
 	touch     touch

@@ -89,7 +89,7 @@ func (m *member) fitForTree() func(fleet.NodeID) bool {
 	}
 	trust, now, late := m.n.trust.Load().Version, m.n.cfg.Now(), 3*m.n.heartbeatInterval()
 	return func(id fleet.NodeID) bool {
-		if suspected[id] || m.reachOf(id).Dial == presence.Silent {
+		if m.n.direct.Load() || suspected[id] || m.reachOf(id).Dial == presence.Silent {
 			return false
 		}
 		seen, heard := m.n.seen.Get(id)
