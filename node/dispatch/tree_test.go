@@ -51,6 +51,8 @@ type simHost struct {
 	relay *relay.Relay
 	evil  *evil
 
+	refuses error // to carry; nil: it does
+
 	mu       sync.Mutex // guards what follows
 	ctx      context.Context
 	down     context.CancelFunc
@@ -181,6 +183,9 @@ func (f *forest) open(ctx, from context.Context, to fleet.NodeID, order *rpc.Car
 	if !pauseFor(ctx, 2*simLatency) || h.ctx.Err() != nil { // the handshake
 		<-ctx.Done() // nobody answers there
 		return nil, ctx.Err()
+	}
+	if len(order.Items) > 1 && h.refuses != nil {
+		return nil, h.refuses
 	}
 	h.step("opened", len(order.Items) > 1)
 	s := &simStream{f: f, up: make(chan *rpc.CarryUp, 1024), down: make(chan *rpc.CarryDown, 1024), served: make(chan error, 1)}
@@ -607,6 +612,22 @@ func thirdDies(t *testing.T, silent bool) {
 	})
 }
 
+// TestBusyRelay: a host that has too much to carry says so; others do it, and it
+// is not blamed.
+func TestBusyRelay(t *testing.T) {
+	grove(t, "", 100, func(t *testing.T, f *forest) {
+		c := f.send(1)
+		busy := f.heads(c)[0]
+		busy.refuses = fleet.Errorf(fleet.Throttled, "64 orders are being carried by this host")
+		if took := f.finish(c, fleet.Success); took > 2*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		if b := f.blamed(); len(b) > 0 {
+			t.Errorf("blamed %v", b)
+		}
+	})
+}
+
 // TestTreeCancel: a cancel goes down the tree and ends the command on every host.
 func TestTreeCancel(t *testing.T) {
 	grove(t, "", 150, func(t *testing.T, f *forest) {
@@ -790,5 +811,38 @@ func TestEvilOrders(t *testing.T) {
 func TestClimbingDetail(t *testing.T) {
 	if runcmd.MaxClimbing > rpc.MaxCarriedDetail {
 		t.Errorf("details of %d bytes climb, a report takes %d", runcmd.MaxClimbing, rpc.MaxCarriedDetail)
+	}
+}
+
+// TestTreeLeaderChanges: a leader that is lost while a command is on its way, or
+// while hosts work on it, is followed by another, who makes a tree anew of those
+// that no row speaks of; nobody runs twice.
+func TestTreeLeaderChanges(t *testing.T) {
+	for _, after := range []time.Duration{15 * time.Millisecond, 45 * time.Millisecond, 75 * time.Millisecond, 150 * time.Millisecond, time.Second} {
+		t.Run(after.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newForest(t, 100)
+				f.takes = 300 * time.Millisecond
+				stop := f.lead()
+				c := f.send(1)
+				time.Sleep(after)
+				stop()
+				time.Sleep(time.Second)
+				stop = f.lead()
+				took := f.finish(c, fleet.Success)
+				t.Logf("%s", took)
+				if took > 5*time.Second {
+					t.Errorf("it took %s", took)
+				}
+				if b := f.blamed(); len(b) > 0 {
+					t.Errorf("blamed %v", b)
+				}
+				stop()
+				for _, h := range f.hosts {
+					h.down()
+				}
+				time.Sleep(time.Minute)
+			})
+		})
 	}
 }

@@ -53,9 +53,10 @@ type ParentConfig struct {
 type Failure struct {
 	Child fleet.NodeID
 	Why   string
-	Taken int // targets that were taken over from it
-	False int // words that were refused: of no target of its, or not signed by the host they are about
-	Again int // words that it said before
+	Taken int  // targets that were taken over from it
+	False int  // words that were refused: of no target of its, or not signed by the host they are about
+	Again int  // words that it said before
+	Busy  bool // it said that it has too much to carry, which is no fault
 }
 
 // Parent carries one order to the children below it, watches them, and takes
@@ -137,7 +138,7 @@ func (p *Parent) branch(ctx context.Context, items []rpc.CarryItem) {
 }
 
 func (p *Parent) failed(f Failure) {
-	if p.cfg.Failed != nil && f.Taken+f.False+f.Again > 0 {
+	if p.cfg.Failed != nil && !f.Busy && f.Taken+f.False+f.Again > 0 {
 		p.cfg.Failed(f)
 	}
 }
@@ -187,7 +188,8 @@ func (p *Parent) child(ctx context.Context, items []rpc.CarryItem) (left []rpc.C
 	select {
 	case o := <-opened:
 		if o.err != nil {
-			failure.Why = "could not be reached: " + o.err.Error()
+			failure.Why = "could not be given the order: " + cut(o.err.Error())
+			failure.Busy = fleet.KindOf(o.err) == fleet.Throttled
 			return items, failure
 		}
 		stream = o.s
@@ -262,7 +264,7 @@ func (p *Parent) child(ctx context.Context, items []rpc.CarryItem) (left []rpc.C
 			}
 			w.got(time.Now(), p.take(c, up.Said, known, &failure))
 		case err := <-ended:
-			failure.Why = "broke off: " + err.Error()
+			failure.Why = "broke off: " + cut(err.Error())
 			return rest(), failure
 		case <-timer.C:
 			if time.Now().Before(due) {

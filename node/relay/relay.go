@@ -28,6 +28,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -416,4 +417,4 @@ func failed(s *rpc.CarrySaid) bool {
 // maxReason is how much of an error climbs.
 const maxReason = 200
 
-func cut(s string) string { return s[:min(len(s), maxReason)] }
+func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxReason)], "") }

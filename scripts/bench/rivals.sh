@@ -112,7 +112,7 @@ ssh_targets() {
 
 echo "| targets | $(for w in $only; do printf '%s | ' "$w"; done)"
 echo "|---|$(for _ in $only; do printf -- '---|'; done)"
-(cd scripts/bench && CGO_ENABLED=0 go build -o "$dir/bare" .)
+(cd scripts/bench/testdata/bare && CGO_ENABLED=0 go build -o "$dir/bare" .)
 for n in ${TARGETS:-100 200}; do
 	row="| $n |"
 	me=$(hostname)
