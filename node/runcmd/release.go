@@ -100,7 +100,7 @@ func (r *Runner) takeTurn(ctx context.Context, order *ticket.SignedRelease) (_ A
 		return NotReadyAnswer(fmt.Sprintf("its turn is at %s, it is %s", stamp(order.Released), stamp(now.UnixNano()))), nil
 	case now.UnixNano() > order.StartBy:
 		// A target is released once: no other turn comes.
-		r.finishWaiting(ctx, k, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: tooLate(order.StartBy, now)})
+		r.giveUpTurnLocked(ctx, k, tooLate(order.StartBy, now))
 		answer, _ := r.Query(k.Command, k.Attempt)
 		return answer, nil
 	}
@@ -193,6 +193,20 @@ func (r *Runner) finishWaiting(ctx context.Context, k journal.Key, o Outcome) {
 	}
 }
 
+func (r *Runner) giveUpTurn(ctx context.Context, k journal.Key, reason string) {
+	r.deliveries.Lock()
+	defer r.deliveries.Unlock()
+	r.giveUpTurnLocked(ctx, k, reason)
+}
+
+// giveUpTurnLocked ends a staged command. Deliveries wait for it, so it does not
+// wait long for room on the disk: there is another time.
+func (r *Runner) giveUpTurnLocked(ctx context.Context, k journal.Key, reason string) {
+	ctx, cancel := context.WithTimeout(ctx, again)
+	defer cancel()
+	r.finishWaiting(ctx, k, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: reason})
+}
+
 // giveUpTurns ends staged commands whose turn did not come in time, until ctx
 // ends.
 func (r *Runner) giveUpTurns(ctx context.Context) {
@@ -212,9 +226,7 @@ func (r *Runner) giveUpTurns(ctx context.Context) {
 		}
 		r.mu.Unlock()
 		for k, until := range late {
-			r.deliveries.Lock()
-			r.finishWaiting(ctx, k, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: "its turn did not come: " + tooLate(until, now)})
-			r.deliveries.Unlock()
+			r.giveUpTurn(ctx, k, "its turn did not come: "+tooLate(until, now))
 		}
 		timer := time.NewTimer(wait)
 		select {
