@@ -220,6 +220,13 @@ func (m *model) live() {
 	}
 }
 
+// began is how many hosts began it.
+func (m *model) began() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.begun
+}
+
 // crash takes a host's memory, and what runs there.
 func (m *model) crash(i int) {
 	h := m.hosts[i]
@@ -538,7 +545,7 @@ func TestRollout(t *testing.T) {
 		for _, p := range w.proposals(entry.KindRelease) {
 			waves = append(waves, len(p.body.(*entry.Release).Indexes))
 		}
-		if !slices.Equal(waves[:2], []int{1, 2}) || m.begun != 8 || w.states(c)[fleet.Success] != 8 {
+		if !slices.Equal(waves[:2], []int{1, 2}) || m.began() != 8 || w.states(c)[fleet.Success] != 8 {
 			t.Errorf("waves of %v, states %v", waves, w.states(c))
 		}
 		for n := range 8 {
@@ -564,8 +571,8 @@ func TestRolloutStops(t *testing.T) {
 		d, _ := w.lead()
 		go m.reports(t.Context(), func() *Dispatcher { return d }, func() bool { return false })
 		w.until("it ends", w.ended(c))
-		if got := w.states(c); got[fleet.Failed] != 2 || got[fleet.Terminated] != 4 || m.begun != 2 {
-			t.Errorf("states %v, %d began", got, m.begun)
+		if got := w.states(c); got[fleet.Failed] != 2 || got[fleet.Terminated] != 4 || m.began() != 2 {
+			t.Errorf("states %v, %d began", got, m.began())
 		}
 		synctest.Wait()
 		time.Sleep(time.Second)
@@ -602,12 +609,12 @@ func TestSilentAfterItsRelease(t *testing.T) {
 		w.until("the first is released", func() bool { return m.row(0).State == fleet.Released })
 		over := time.Unix(0, c.OverBy(m.row(0).Released)).Add(Skew)
 		time.Sleep(time.Until(over) - time.Second)
-		if m.begun != 0 || m.row(0).State != fleet.Released {
-			t.Errorf("%d began beside the silent one, which is %s", m.begun, m.row(0).State)
+		if m.began() != 0 || m.row(0).State != fleet.Released {
+			t.Errorf("%d began beside the silent one, which is %s", m.began(), m.row(0).State)
 		}
 		w.until("it ends", w.ended(c))
-		if m.row(0).State != fleet.DeliveryTimedOut || m.begun != 2 {
-			t.Errorf("states %v, %d began", w.states(c), m.begun)
+		if m.row(0).State != fleet.DeliveryTimedOut || m.began() != 2 {
+			t.Errorf("states %v, %d began", w.states(c), m.began())
 		}
 	})
 }
@@ -660,7 +667,6 @@ func TestHeldHostHasNoTurn(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- d.Lead(ctx) }()
 		defer func() { cancel(); <-done }()
-		w.set(func() { held = false })
 		time.Sleep(5 * time.Millisecond) // all have it
 		mu.Lock()
 		held = true
