@@ -52,6 +52,8 @@ type Answer struct {
 	//	PutTarget                      *fleet.SavedTarget
 	//	DeleteTarget                   fleet.TargetName
 	//	GossipKey                      *state.GossipKeys
+	//	Features                       uint32, the level
+	//	Marks                          nil
 	Value any
 
 	Err   error  // why the entry was refused; the same on every replica
@@ -186,6 +188,8 @@ var handlers = map[entry.Kind]handler{
 	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
 	entry.KindGossipKey:        on(gossipKey),
 	entry.KindRelease:          on(release),
+	entry.KindFeatures:         on(features),
+	entry.KindMarks:            on(marks),
 }
 
 // on makes a handler of a typed function.

@@ -394,7 +394,7 @@ func randomLog(w *world, seed uint64, n int) {
 	pick := func(n int) int { return r.IntN(max(n, 1)) }
 	for range n {
 		w.now += int64(r.IntN(20)-3) * second
-		switch r.IntN(21) {
+		switch r.IntN(23) {
 		case 0:
 			activations++
 			if r.IntN(3) == 0 {
@@ -480,6 +480,10 @@ func randomLog(w *world, seed uint64, n int) {
 			w.apply(w.appoint(fmt.Sprint("op", r.IntN(5)), 10+r.IntN(60), may...))
 		case 19:
 			w.apply(w.dismiss(fmt.Sprint("op", r.IntN(5))))
+		case 21:
+			w.apply(w.marks(fleet.VoterMark{Node: nodeID(r.IntN(3)), Term: 1, Index: 1 + r.Uint64N(100)}, fleet.VoterMark{Node: nodeID(3 + r.IntN(2))}))
+		case 22:
+			w.apply(&entry.Features{Stamp: w.now, Level: 1 + uint32(r.IntN(2))})
 		}
 	}
 }

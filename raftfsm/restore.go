@@ -72,6 +72,8 @@ var tables = []struct {
 	{tableNonces, loader((*restorer).loadNonce)},
 	{tableTargets, loader((*restorer).loadTarget)},
 	{tableGossipKeys, loader((*restorer).loadGossipKeys)},
+	{tableFeatures, loader((*restorer).loadFeatures)},
+	{tableMarks, loader((*restorer).loadMark)},
 }
 
 // loader decodes a row for a typed function.
@@ -148,6 +150,9 @@ func (r *restorer) checkWhole() error {
 	s := r.step
 	if s.Trust() == nil || s.LastStamp() == 0 || !r.hasOperator {
 		return errors.New("trust, time or operator is missing")
+	}
+	if level, known := s.Features(), r.old.Features(); level < known {
+		return fmt.Errorf("it has feature level %d, and level %d was decided", level, known)
 	}
 	if err := r.checkAppointments(); err != nil {
 		return err

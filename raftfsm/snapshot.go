@@ -16,6 +16,7 @@ import (
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/wire"
+	"fleet/raftfsm/entry"
 	"fleet/raftfsm/state"
 )
 
@@ -53,6 +54,8 @@ const (
 	tableNonces      = "nonces"
 	tableTargets     = "targets"
 	tableGossipKeys  = "gossipkeys"
+	tableFeatures    = "features"
+	tableMarks       = "marks"
 	tableEnd         = "end"
 )
 
@@ -118,6 +121,13 @@ func rows(v state.View, emit func(table string, row any) error) error {
 			}
 			return nil
 		},
+		func() error {
+			if level := v.Features(); level != entry.BaseLevel {
+				return emit(tableFeatures, &featuresRow{level})
+			}
+			return nil
+		},
+		func() error { return emitAll(emit, tableMarks, v.Marks()) },
 	} {
 		if err := content(); err != nil {
 			return err

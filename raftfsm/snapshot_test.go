@@ -86,6 +86,8 @@ func fullWorld(tb testing.TB) *world {
 	w.must(w.createReplacing(7, 8))
 	w.must(w.rotate(1, 77))
 	w.must(w.rotation(entry.GossipKeyUsed, 2))
+	w.must(&entry.Features{Stamp: w.now, Level: entry.MaxLevel})
+	w.must(w.marks(fleet.VoterMark{Node: firstNode, Term: 2, Index: 40}, fleet.VoterMark{Node: nodeID(2)}))
 	return w
 }
 
@@ -528,6 +530,10 @@ func TestForgedSnapshots(t *testing.T) {
 		}), "not what was signed"},
 		"another's target":            {edit(t, tableTargets, func(s *fleet.SavedTarget) bool { s.Operator = "mallory"; return true }), "not what was signed"},
 		"a target that nobody signed": {edit(t, tableTargets, func(s *fleet.SavedTarget) bool { s.Name = "db"; return true }), "nobody signed for"},
+		"a mark twice":                {add(tableMarks, w.fsm.Store().Mark(firstNode)), "twice"},
+		"a feature level twice":       {add(tableFeatures, &featuresRow{entry.MaxLevel}), "twice"},
+		"a feature level too high":    {edit(t, tableFeatures, func(f *featuresRow) bool { f.Level++; return true }), "this release knows"},
+		"no feature level":            {edit(t, tableFeatures, func(f *featuresRow) bool { f.Level = 1; return true }), "this release knows"},
 		"a target twice":              {add(tableTargets, w.fsm.Store().SavedTarget("all")), "twice"},
 		"no clock":                    {edit(t, tableClock, func(*clockRow) bool { return false }), "after the state's last entry"},
 		"no index":                    {edit(t, tableApplied, func(*appliedRow) bool { return false }), "which entries"},

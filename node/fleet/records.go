@@ -83,6 +83,14 @@ type SavedTarget struct {
 	Modified    int64        `msgpack:"m"` // stamp
 }
 
+// VoterMark is how far a voter's log had come: it had stored the entry Index
+// while it was in Term. Zeros say nothing.
+type VoterMark struct {
+	Node  NodeID `msgpack:"n"`
+	Term  uint64 `msgpack:"t"`
+	Index uint64 `msgpack:"i"`
+}
+
 // Mint is the newest right to issue a ticket for a command.
 type Mint struct {
 	N         uint32 `msgpack:"n"` // 1, 2, ...

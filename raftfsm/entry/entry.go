@@ -86,6 +86,8 @@ const (
 	KindDeleteTarget     Kind = 20
 	KindRelease          Kind = 22
 	KindGossipKey        Kind = 29
+	KindFeatures         Kind = 24
+	KindMarks            Kind = 25
 )
 
 // Body is the decoded body of an entry: a pointer to one of the types below.
@@ -128,6 +130,8 @@ var kinds = map[Kind]kindInfo{
 	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
 	KindGossipKey:        {"GossipKey", "", decode[GossipKey]},
 	KindRelease:          {"Release", "", decode[Release]},
+	KindFeatures:         {"Features", "", decodeFeatures},
+	KindMarks:            {"Marks", "", decode[Marks]},
 }
 
 func (k Kind) String() string {

@@ -59,6 +59,8 @@ func samples() []Body {
 		&DeleteTarget{authority("")},
 		&Release{Stamp: testStamp, Command: testCommand, Attempt: 1, Indexes: []uint32{0, 300, 70000}},
 		&GossipKey{Stamp: testStamp, Step: GossipKeyMade, Version: 1, Key: bytes.Repeat([]byte{8}, 32), Request: []byte("{}"), Proof: []byte("proof")},
+		&Features{Stamp: testStamp, Level: 2},
+		&Marks{Stamp: testStamp, Marks: []fleet.VoterMark{{Node: "mi-00000000000000001", Term: 3, Index: 70000}, {Node: "mi-00000000000000002"}}},
 	}
 }
 
@@ -305,4 +307,23 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("encoded again it cannot be read: %v", err)
 		}
 	})
+}
+
+// TestLevels: every kind after the first twenty says which feature level it
+// needs, and none needs more than this release has.
+func TestLevels(t *testing.T) {
+	for kind := range kinds {
+		level, said := levels[kind]
+		if kind > KindDeleteTarget && !said {
+			t.Errorf("%s: say in levels (features.go) which feature level it needs", kind)
+		}
+		if said && (level <= BaseLevel || level > MaxLevel) {
+			t.Errorf("%s needs feature level %d, which is not between %d and %d", kind, level, BaseLevel+1, MaxLevel)
+		}
+	}
+	for kind := range levels {
+		if _, ok := kinds[kind]; !ok {
+			t.Errorf("a level for %s, which is no kind", kind)
+		}
+	}
 }

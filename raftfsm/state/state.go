@@ -233,5 +233,7 @@ var schema = &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
 	"nonces": table("nonces",
 		id(func(n *Nonce) string { return nonceKey(n.Key, n.Nonce) }),
 		&memdb.IndexSchema{Name: "expiry", Indexer: always(func(n *Nonce) string { return ordered(n.NotAfter) })}),
+	"features":    table("features", id(only[featuresRow])),
+	"marks":       table("marks", id(func(m *fleet.VoterMark) string { return string(m.Node) })),
 	"noncecounts": table("noncecounts", id(func(n *nonceCount) string { return string(n.key[:]) })),
 }}
