@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,6 +121,7 @@ type cluster struct {
 	nodes []*member
 	log   *slog.Logger
 	tune  func(*member, *raft.Config)
+	trust []fleet.NodeID // voters of trust.json
 }
 
 type member struct {
@@ -133,6 +135,8 @@ type member struct {
 	probe  func() error // nil: none
 	fsm    *registers
 	q      *Quorum
+	up     atomic.Pointer[Quorum] // q while others may ask it
+	mark   func(fleet.NodeID) fleet.VoterMark
 	failed chan error // what Fatal was told
 }
 
@@ -150,6 +154,7 @@ func newCluster(t *testing.T, n int) *cluster {
 	var servers []raft.Server
 	for range n {
 		m := c.add()
+		c.trust = append(c.trust, m.id)
 		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(m.id), Address: raft.ServerAddress(m.id)})
 	}
 	for _, m := range c.nodes {
@@ -207,6 +212,7 @@ func (m *member) start() {
 			return m.c.byID(node).fsm.Applied(), nil
 		},
 		Probe: m.probe,
+		Ask:   m.ask, Mark: m.mark, Voters: func() []fleet.NodeID { return m.c.trust },
 		Fatal: func(err error) { failed <- err },
 	}
 	rc := raftConfig(cfg)
@@ -217,6 +223,25 @@ func (m *member) start() {
 	if err != nil {
 		m.c.t.Fatalf("start %s: %v", m.id, err)
 	}
+	m.up.Store(m.q)
+}
+
+// ask is a host's question to another, if it gets there.
+func (m *member) ask(ctx context.Context, node fleet.NodeID, s Standing) (string, error) {
+	to := m.c.byID(node)
+	if to == nil {
+		return "", fmt.Errorf("no node %s", node)
+	}
+	conn, err := m.host.DialContext(ctx, "tcp", fmt.Sprintf("%s:%d", to.host.Addr(), raftPort))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	q := to.up.Load()
+	if q == nil {
+		return "", fmt.Errorf("%s is not up", node)
+	}
+	return q.Vouch(m.id, s)
 }
 
 // crash ends a host as a power cut does: nobody hears of it. (What its
@@ -232,6 +257,7 @@ func (m *member) close(limit time.Duration) {
 	if m.q == nil {
 		return
 	}
+	m.up.Store(nil)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	if err := m.q.Close(ctx); err != nil {

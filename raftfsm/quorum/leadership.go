@@ -86,6 +86,13 @@ func (q *Quorum) followLeadership() {
 // gain waits for the barrier of the term: only behind it does the state
 // machine hold what earlier leaders acknowledged.
 func (q *Quorum) gain() {
+	select {
+	case <-q.admission.open: // a fleet's only voter leads without a word of others
+	case <-q.ctx.Done():
+		return
+	case <-q.dead:
+		return
+	}
 	term := q.raft.CurrentTerm()
 	for q.IsLeader() && q.raft.CurrentTerm() == term {
 		err := q.barrier()

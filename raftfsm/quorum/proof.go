@@ -44,11 +44,16 @@ func (t provingTransport) AppendEntries(id raft.ServerID, target raft.ServerAddr
 	if elapsed(sent, time.Now()) <= t.doubt.limit || resp.Term > req.Term { // a newer term is always news
 		return nil
 	}
-	if heartbeat := req.PrevLogEntry == 0 && req.LeaderCommitIndex == 0 && len(req.Entries) == 0; heartbeat {
+	if isHeartbeat(req) {
 		return errLate
 	}
 	t.doubt.raise(time.Now(), t.doubt.limit)
 	return nil
+}
+
+// isHeartbeat tells what Raft sends beside the entries.
+func isHeartbeat(req *raft.AppendEntriesRequest) bool {
+	return req.PrevLogEntry == 0 && req.LeaderCommitIndex == 0 && len(req.Entries) == 0
 }
 
 // InstallSnapshot takes as long as it takes, and its answer counts too.

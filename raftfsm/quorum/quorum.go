@@ -11,6 +11,8 @@
 //     asks for the end of the process. (After a failed fsync bbolt's next
 //     commit claims success, and a leader with a hung disk would lead for ever,
 //     since heartbeats need no disk.)
+//   - A store that is an older copy of itself is found out by the others before
+//     this host votes or acknowledges anything (rollback.go).
 //   - Propose tells apart what was not proposed (safe to try elsewhere) from
 //     what has an unknown outcome (safe to try again only with the same nonce).
 //   - ReadIndex gives an index that covers every entry acknowledged anywhere
@@ -107,6 +109,14 @@ type Config struct {
 	Listener net.Listener
 	Dial     func(ctx context.Context, node fleet.NodeID) (net.Conn, error)
 
+	// Ask asks another quorum host what this one's store lacks (Vouch there); ""
+	// is nothing. Voters are those of trust.json. Mark is what the state machine
+	// has of a voter. Without Ask this host takes part at once, which is for
+	// tests.
+	Ask    func(ctx context.Context, node fleet.NodeID, s Standing) (missing string, err error)
+	Voters func() []fleet.NodeID
+	Mark   func(node fleet.NodeID) fleet.VoterMark
+
 	// Applied asks another quorum host for its FSM's Applied. CaughtUp needs it.
 	Applied func(ctx context.Context, node fleet.NodeID) (uint64, error)
 
@@ -144,6 +154,10 @@ type Quorum struct {
 	workers sync.WaitGroup // own loops
 	calls   gate           // calls of Raft that it must answer before it may be shut down
 	dead    chan struct{}  // closed when a store failed
+	ending  sync.Once      // of the end by a store
+
+	admission admission
+	marks     marks
 
 	proposals     atomic.Int64
 	proposalBytes atomic.Int64
@@ -201,6 +215,7 @@ func raftConfig(cfg Config) *raft.Config {
 func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	q = &Quorum{cfg: cfg, log: cfg.Logger, stores: s, dead: make(chan struct{}), changed: make(chan struct{})}
 	q.ctx, q.cancel = context.WithCancel(context.Background())
+	q.admission.open = make(chan struct{})
 	q.doubt = doubt{limit: cfg.Timing.Lease, hold: 2 * cfg.Timing.RPC}
 	q.reads.verify = q.verify
 	q.stream = newStreamLayer(q.ctx, cfg)
@@ -221,11 +236,25 @@ func open(cfg Config, s *stores, rc *raft.Config) (q *Quorum, err error) {
 	}()
 	guard := &guard{limit: cfg.Timing.Disk}
 	logs, stable, snaps := s.guarded(guard)
-	q.raft, err = raft.NewRaft(rc, cfg.FSM, logs, stable, snaps, provingTransport{q.trans, &q.doubt})
+	came, err := standing(logs, stable, snaps)
+	if err != nil {
+		return nil, fmt.Errorf("read how far the store has come: %w", err)
+	}
+	if q.marks.rows, err = logMarks(logs); err != nil {
+		return nil, fmt.Errorf("read the marks in the log: %w", err)
+	}
+	gate := gatedTransport{provingTransport{q.trans, &q.doubt}, q, make(chan raft.RPC)}
+	q.raft, err = raft.NewRaft(rc, cfg.FSM, logs, stable, snaps, gate)
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	guard.arm(q.die)
+	q.workers.Go(gate.forward)
+	if cfg.Ask == nil {
+		close(q.admission.open)
+	} else {
+		q.workers.Go(func() { q.seekAdmission(came) })
+	}
 	q.doubt.tick(time.Now())
 	q.workers.Go(q.followLeadership)
 	q.workers.Go(q.watchPauses)
@@ -253,11 +282,16 @@ func storeError(dir string, err error) error {
 }
 
 // die ends this host's part in the quorum after a store failed.
-func (q *Quorum) die(err error) {
-	close(q.dead)
-	q.shutdown()        // no more votes
-	_ = q.trans.Close() // no more heartbeats, so that the others elect; it never fails
-	q.cfg.Fatal(storeError(q.cfg.Dir, err))
+func (q *Quorum) die(err error) { q.end(storeError(q.cfg.Dir, err)) }
+
+// end ends this host's part in the quorum because of its store.
+func (q *Quorum) end(err error) {
+	q.ending.Do(func() {
+		close(q.dead)
+		q.shutdown()        // no more votes
+		_ = q.trans.Close() // no more heartbeats, so that the others elect; it never fails
+		q.cfg.Fatal(err)
+	})
 }
 
 // shutdown tells Raft to end and gives the one future that waits for it: of a

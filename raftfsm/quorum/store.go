@@ -145,6 +145,11 @@ func openStores(dir string, self fleet.NodeID, log *slog.Logger) (*stores, error
 	if err != nil {
 		return nil, err
 	}
+	if how, err := os.ReadFile(filepath.Join(dir, fencedFile)); err == nil {
+		return nil, damaged(dir, "it is an older copy of itself: %.300s", strings.TrimSpace(string(how)))
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open quorum store: %w", err)
+	}
 	path := filepath.Join(dir, boltFile)
 	if err := checkClosed(path); err != nil {
 		return nil, err
