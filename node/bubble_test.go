@@ -54,6 +54,7 @@ type bubble struct {
 	last   map[string]time.Time     // of the runs
 	skewed map[string]time.Duration // how far a host's clock is off
 	blows  blows
+	levels map[string]uint32 // feature level that a host says it knows; none: its release's
 }
 
 const (
@@ -63,10 +64,16 @@ const (
 
 func newBubble(t *testing.T, voters, agents int) *bubble {
 	t.Helper()
+	return newBubbleOf(t, voters, agents, nil)
+}
+
+// newBubbleOf is newBubble with hosts that say they know a feature level.
+func newBubbleOf(t *testing.T, voters, agents int, levels map[string]uint32) *bubble {
+	t.Helper()
 	b := &bubble{
 		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
 		atWork: map[fleet.CommandID]int{}, peak: map[fleet.CommandID]int{}, fails: map[string]bool{}, last: map[string]time.Time{},
-		skewed: map[string]time.Duration{}, blows: newBlows(),
+		skewed: map[string]time.Duration{}, blows: newBlows(), levels: levels,
 	}
 	b.net.SetLatency(time.Millisecond)
 	b.host = b.net.Host("10.0.9.9")
@@ -144,7 +151,7 @@ func (b *bubble) start(name string) {
 		out, level = b.t.Output(), slog.LevelDebug
 	}
 	cfg := Config{
-		DataDir: b.data(name), Listener: l, Packet: p, Dial: h.DialContext, Advertise: b.addr(name), Version: "test",
+		DataDir: b.data(name), Listener: l, Packet: p, Dial: h.DialContext, Advertise: b.addr(name), Version: "test", Level: b.levels[name],
 		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})).With("host", name),
 		Now:    b.clock(name),
 		Starter: func(ctx context.Context, spec process.Spec) (process.Exit, error) {

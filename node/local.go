@@ -160,7 +160,7 @@ func (m *member) outlook() []fleet.Warning {
 // voters refused to sign while it led, and when its own certificate ends. A
 // voter that does not answer is warned of as such, not as one that refuses.
 func (m *member) warnings() []fleet.Warning {
-	ws := m.clockWarning()
+	ws := append(m.clockWarning(), m.storeWarnings()...)
 	if m.n.Leads() {
 		ws = append(ws, m.relayWarnings()...)
 		refusals := m.signer.Refusals()

@@ -64,26 +64,34 @@ func (n *Node) startMember() error {
 		return err
 	}
 	m := &member{n: n, key: quorumID.Key, issuer: issuer, fsm: raftfsm.New(n.info.Fleet), doubt: make(chan struct{}, 1)}
+	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
+	m.rpc.UseRelays(m.otherVoters)
 	m.quorum, err = quorum.Open(quorum.Config{
 		Dir: n.dir.File("quorum"), Self: n.info.Node, FSM: m.fsm, Listener: n.transport.Listener(transport.Raft),
 		Dial: func(ctx context.Context, node fleet.NodeID) (net.Conn, error) {
 			return n.dial(ctx, transport.Raft, fleet.RoleQuorum, node, fleet.RoleQuorum)
 		},
-		Applied: m.applied,
-		Timing:  n.raftTiming(), Memory: n.cfg.Memory, Bootstrap: n.cfg.Memory && genesis != nil,
+		Applied: m.applied, Ask: m.askVouch, Voters: n.voters, Mark: func(node fleet.NodeID) fleet.VoterMark {
+			if mark := m.fsm.Store().Mark(node); mark != nil {
+				return *mark
+			}
+			return fleet.VoterMark{}
+		},
+		Timing: n.raftTiming(), Memory: n.cfg.Memory, Bootstrap: n.cfg.Memory && genesis != nil,
 		Fatal: n.fatal, Logger: n.calmly("quorum"),
 	})
+	if err != nil {
+		err = errors.Join(err, m.rpc.Close())
+	}
 	if kind := fleet.KindOf(err); kind == fleet.Corrupt || kind == fleet.NotFound {
 		return &refusedStore{err}
 	}
 	if err != nil {
 		return err
 	}
-	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
-	m.rpc.UseRelays(m.otherVoters)
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: m.presence, Blobs: n.blobs,
-		Clock: m.mayStamp, At: n.cfg.At, Spread: n.putBlob,
+		Clock: m.mayStamp, Level: n.level(), At: n.cfg.At, Spread: n.putBlob,
 		Now: n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
 	m.signer = cosign.New(cosign.Config{
@@ -205,6 +213,8 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 	wg.Go(func() { m.control.Reconcile(ctx) })
 	wg.Go(func() { m.probe(ctx) })
 	wg.Go(func() { m.rotateGossipKeys(ctx) })
+	wg.Go(func() { m.control.RaiseFeatures(ctx) })
+	wg.Go(func() { m.noteMarks(ctx) })
 	return m.dispatch.Lead(ctx)
 }
 

@@ -10,6 +10,7 @@ import (
 	"fleet/node/identity"
 	"fleet/node/rpc"
 	"fleet/node/transport"
+	"fleet/raftfsm/quorum"
 )
 
 // buildRPC gives every row of rpc.Methods its handler.
@@ -26,7 +27,7 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodListed, n.listed)
 	rpc.Handle(s, rpc.MethodCandidate, func(context.Context, identity.Peer, *rpc.Empty) (*rpc.CandidateResponse, error) {
 		c, err := n.candidate()
-		return &rpc.CandidateResponse{Candidate: c}, err
+		return &rpc.CandidateResponse{Candidate: c, Level: n.level()}, err
 	})
 	rpc.Handle(s, rpc.MethodInstallQuorum, func(ctx context.Context, _ identity.Peer, req *rpc.InstallQuorumRequest) (*rpc.Empty, error) {
 		return &rpc.Empty{}, n.installQuorum(ctx, req)
@@ -67,7 +68,11 @@ func (n *Node) buildRPC() {
 		return &rpc.ReadIndexResponse{Index: index}, err
 	}))
 	rpc.Handle(s, rpc.MethodApplied, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.AppliedResponse, error) {
-		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano()}, nil
+		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano(), Level: n.level()}, nil
+	}))
+	rpc.Handle(s, rpc.MethodVouch, asMember(n, func(_ context.Context, m *member, peer identity.Peer, req *rpc.VouchRequest) (*rpc.VouchResponse, error) {
+		missing, err := m.quorum.Vouch(peer.Node, quorum.Standing{Term: req.Term, Index: req.Index, Vote: req.Vote})
+		return &rpc.VouchResponse{Missing: missing}, err
 	}))
 	rpc.Handle(s, rpc.MethodRelay, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.RelayRequest) (*rpc.RelayResponse, error) {
 		return m.rpc.Relay(ctx, req)

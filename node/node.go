@@ -86,6 +86,7 @@ type Config struct {
 	Packet   net.PacketConn
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	Memory   bool
+	Level    uint32 // the newest feature level that this host says it knows; 0: its release's
 	Now      func() time.Time
 	Starter  process.Starter
 	// At is told of every step in the life of a command, Sync replaces the sync

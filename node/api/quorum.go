@@ -81,6 +81,7 @@ func getStatus(ctx context.Context, c *call, store *state.Store, _ *fleet.GetSta
 	result := &fleet.GetStatusResult{
 		FleetId: f.ID, Name: f.Name, Time: fleet.InstantOf(c.cfg.Now().UnixNano()), Answered: c.cfg.Self, Version: c.cfg.Version,
 		Leader: s.quorum.Leader, Nodes: len(nodes), PingStatus: map[string]int{}, OpenCommands: len(store.OpenCommands()),
+		FeatureLevel: store.Features(),
 	}
 	if t := s.quorum.Trust; t != nil {
 		result.Threshold, result.TrustVersion = t.K, t.Version
@@ -149,6 +150,23 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 		all = append(all, fleet.Warning{
 			Code: "VoterUnreachable", Message: fmt.Sprintf("%s of the quorum does not answer", name),
 			Remedy: fmt.Sprintf("start fleet on %s, or check the network to it", name),
+		})
+	}
+	newest := uint32(0)
+	for _, server := range s.quorum.Servers {
+		newest = max(newest, server.Level)
+	}
+	for _, server := range s.quorum.Servers {
+		if server.Level == 0 || server.Level == newest {
+			continue
+		}
+		name := string(server.ID)
+		if n := store.Node(server.ID); n != nil {
+			name = n.Name
+		}
+		all = append(all, fleet.Warning{
+			Code: "QuorumHostBehind", Message: fmt.Sprintf("%s of the quorum knows feature level %d, others %d: what needs it is not decided", name, server.Level, newest),
+			Remedy: "update fleet on " + name,
 		})
 	}
 	if r.Reachable < r.Voters && r.Reachable == r.Voters/2+1 {

@@ -137,7 +137,7 @@ func (e *env) statusText(w io.Writer, s statusResult) {
 		properties(w, "fleet", f.Name+"  "+string(f.FleetId), "nodes", nodes,
 			"quorum", fmt.Sprintf("%d of %d voters answer, %d sign a ticket", f.Reachable, f.Voters, f.Threshold),
 			"leader", firstOf(f.LeaderName, string(f.Leader), "none"), "commands", fmt.Sprintf("%d running", f.OpenCommands),
-			"trust", fmt.Sprintf("version %d", f.TrustVersion))
+			"trust", fmt.Sprintf("version %d", f.TrustVersion), "features", fmt.Sprintf("level %d", f.FeatureLevel))
 		var warnings []fleet.Warning
 		for _, warning := range f.Warnings {
 			if s.Host == nil || !contains(s.Host.Warnings, warning) {

@@ -63,6 +63,8 @@ type Config struct {
 	// every signed request of those days look expired.
 	Clock func() error
 
+	Level uint32 // the newest feature level that this host knows
+
 	// At is nil but in tests.
 	At failpoint.Hook
 }
@@ -73,10 +75,13 @@ type Control struct {
 
 	membership chan struct{} // holds a token while the quorum changes: one change at a time
 	programs   programs
+	raising    raising
 }
 
 // New makes a control.
-func New(cfg Config) *Control { return &Control{cfg: cfg, membership: make(chan struct{}, 1)} }
+func New(cfg Config) *Control {
+	return &Control{cfg: cfg, membership: make(chan struct{}, 1), raising: raising{turn: make(chan struct{}, 1)}}
+}
 
 // Names of what hosts, not operators, ask to be decided. They carry their own
 // signatures; no door for operators accepts them.
@@ -264,6 +269,9 @@ func (c *Control) propose(ctx context.Context, body entry.Body) (any, error) {
 	if err := c.cfg.Clock(); err != nil {
 		return nil, err
 	}
+	if err := c.mayPropose(ctx, body.Kind()); err != nil {
+		return nil, err
+	}
 	if c.cfg.FSM.Try(body).Err != nil {
 		// A refusal says what is so, "there is no target t", and must cover every
 		// acknowledged write, as any answer: a leader that was paused does not
@@ -296,6 +304,9 @@ func (c *Control) Propose(ctx context.Context, body entry.Body) (raftfsm.Answer,
 		return raftfsm.Answer{}, err
 	}
 	if err := c.cfg.Clock(); err != nil {
+		return raftfsm.Answer{}, err
+	}
+	if err := c.mayPropose(ctx, body.Kind()); err != nil {
 		return raftfsm.Answer{}, err
 	}
 	log, err := entry.Encode(body)
@@ -446,6 +457,7 @@ type ServerView struct {
 	Voter     bool
 	Reachable bool
 	Applied   uint64 // last log index that it has applied
+	Level     uint32 // the newest feature level that it knows; 0 when it did not answer
 }
 
 // Quorum asks every host of the quorum how far it is.
@@ -461,13 +473,14 @@ func (c *Control) Quorum(ctx context.Context) (QuorumView, error) {
 	for i, s := range servers {
 		view.Servers[i] = ServerView{ID: s.ID, Voter: s.Voter}
 		if s.ID == c.cfg.Self {
-			view.Servers[i].Reachable, view.Servers[i].Applied = true, c.cfg.FSM.Applied()
+			view.Servers[i].Reachable, view.Servers[i].Applied, view.Servers[i].Level = true, c.cfg.FSM.Applied(), c.cfg.Level
 			continue
 		}
 		wg.Go(func() {
 			resp, err := rpc.Call[rpc.Empty, rpc.AppliedResponse](ctx, c.cfg.RPC, voter(s.ID), rpc.MethodApplied, &rpc.Empty{})
 			if err == nil {
 				view.Servers[i].Reachable, view.Servers[i].Applied = true, resp.Index
+				view.Servers[i].Level = max(resp.Level, entry.BaseLevel)
 			}
 		})
 	}

@@ -32,6 +32,10 @@ func (c *Control) Candidate(ctx context.Context, node fleet.NodeID) ([]byte, err
 		return nil, fleet.Errorf(fleet.Unavailable, "%s (%s) does not give its request to become a voter: %w", n.Name, n.Address, err).
 			WithHint("check that fleet runs on %s and that %s can be reached from the quorum", n.Name, n.Address)
 	}
+	if level, need := max(resp.Level, entry.BaseLevel), store.Features(); level < need {
+		return nil, fleet.Errorf(fleet.Conflict, "%s runs a release that knows feature level %d, and level %d is decided: it could not read the log", n.Name, level, need).
+			WithHint("update fleet on %s, then try again", n.Name)
+	}
 	return resp.Candidate, nil
 }
 

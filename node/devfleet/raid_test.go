@@ -254,6 +254,7 @@ func ofQuorum() map[string][]attack {
 		rpc.MethodReadIndex:     {{"plain", harmless, ask[rpc.Empty, rpc.ReadIndexResponse](rpc.MethodReadIndex, always(rpc.Empty{}))}},
 		rpc.MethodPresence:      {{"plain", harmless, ask[rpc.Empty, rpc.PresenceResponse](rpc.MethodPresence, always(rpc.Empty{}))}},
 		rpc.MethodApplied:       {{"plain", harmless, ask[rpc.Empty, rpc.AppliedResponse](rpc.MethodApplied, always(rpc.Empty{}))}},
+		rpc.MethodVouch:         {{"plain", harmless, ask[rpc.VouchRequest, rpc.VouchResponse](rpc.MethodVouch, always(rpc.VouchRequest{Term: 1}))}},
 		rpc.MethodRelay:         relays(),
 	}
 }

@@ -194,6 +194,7 @@ type GetStatusResult struct {
 	Nodes        int            `json:"Nodes"`
 	PingStatus   map[string]int `json:"PingStatus"` // nodes by state
 	OpenCommands int            `json:"OpenCommands"`
+	FeatureLevel uint32         `json:"FeatureLevel"` // decided: what every host of the quorum knows
 	Warnings     []Warning      `json:"Warnings,omitempty"`
 }
 

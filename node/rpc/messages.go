@@ -327,7 +327,8 @@ func (r *QueryCommandRequest) Validate() error { return checkCommand(r.Command) 
 
 // CandidateResponse is a host's request to become a voter.
 type CandidateResponse struct {
-	Candidate []byte `msgpack:"c"` // identity.NewCandidate
+	Candidate []byte `msgpack:"c"`           // identity.NewCandidate
+	Level     uint32 `msgpack:"f,omitempty"` // the newest feature level that the host knows, as in AppliedResponse
 }
 
 // InstallQuorumRequest makes a host a quorum host: the certificates that the
@@ -395,11 +396,34 @@ type ReadIndexResponse struct {
 	Index uint64 `msgpack:"i"`
 }
 
-// AppliedResponse is the last log index that the voter applied, and its clock.
+// AppliedResponse is the last log index that the voter applied, its clock, and
+// the newest feature level (raftfsm/entry) that it knows; 0 from a release
+// before there were levels, which is the first.
 type AppliedResponse struct {
 	Index uint64 `msgpack:"i"`
 	Time  int64  `msgpack:"t"`
+	Level uint32 `msgpack:"f,omitempty"`
 }
+
+// VouchRequest is how far the store of the caller, which has just started, had
+// come.
+type VouchRequest struct {
+	Term  uint64 `msgpack:"t"`
+	Index uint64 `msgpack:"i"`
+	Vote  uint64 `msgpack:"v"` // last term in which it voted
+}
+
+// maxMissing bounds the text of a VouchResponse.
+const maxMissing = 256
+
+// VouchResponse says what the caller's store lacks of what it acknowledged; ""
+// is nothing that the host that answers knows of.
+type VouchResponse struct {
+	Missing string `msgpack:"m,omitempty"`
+}
+
+// Validate checks the text.
+func (r *VouchResponse) Validate() error { return checkText("missing", r.Missing, maxMissing) }
 
 // RelayRequest asks a quorum host to call a host that keeps a connection open
 // to it.

@@ -53,6 +53,7 @@ const (
 	MethodReadIndex     = "ReadIndex"
 	MethodPresence      = "Presence"
 	MethodApplied       = "Applied"
+	MethodVouch         = "Vouch"
 	MethodRelay         = "Relay"
 )
 
@@ -107,6 +108,7 @@ var Methods = []Method{
 	{MethodReadIndex, fromQuorum, 1 << 10, 1 << 10, 100, 10 * time.Second, false},
 	{MethodPresence, fromQuorum, 1 << 10, 16 << 20, 4, 15 * time.Second, false},
 	{MethodApplied, fromQuorum, 1 << 10, 1 << 10, 16, 10 * time.Second, false},
+	{MethodVouch, fromQuorum, 1 << 10, 1 << 10, 4, 10 * time.Second, false},
 	{MethodRelay, fromQuorum, maxRelayed + 1<<10, 96 << 10, 100, 60 * time.Second, false},
 }
 
