@@ -161,6 +161,7 @@ func (m *member) outlook() []fleet.Warning {
 // voter that does not answer is warned of as such, not as one that refuses.
 func (m *member) warnings() []fleet.Warning {
 	ws := append(m.clockWarning(), m.storeWarnings()...)
+	ws = append(ws, m.stateWarnings()...)
 	if m.n.Leads() {
 		ws = append(ws, m.relayWarnings()...)
 		refusals := m.signer.Refusals()

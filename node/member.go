@@ -46,6 +46,7 @@ type member struct {
 	dispatch *dispatch.Dispatcher
 	api      *api.Server
 	clock    atomic.Pointer[clockState] // of the time in which this host leads; nil before the first comparison
+	states   atomic.Pointer[comparison] // the last one; nil before the first
 	doubt    chan struct{}              // asks for a comparison now
 }
 
@@ -144,6 +145,7 @@ func (n *Node) startMember() error {
 		return m.rpc.ServeReverse(ctx, n.transport.Listener(transport.Reverse), peerOf)
 	})
 	n.run("removals", m.followRemovals)
+	n.run("states", m.compareStates)
 	n.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
 	return nil
 }

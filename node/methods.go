@@ -70,6 +70,15 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodApplied, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.AppliedResponse, error) {
 		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano(), Level: n.level()}, nil
 	}))
+	rpc.Handle(s, rpc.MethodStateHash, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.StateHashRequest) (*rpc.StateHashResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, hashTime)
+		defer cancel()
+		if err := m.fsm.WaitApplied(ctx, req.Index); err != nil {
+			return nil, fleet.Errorf(fleet.Unavailable, "%w", err)
+		}
+		hash, _ := m.fsm.HashAt(req.Index)
+		return &rpc.StateHashResponse{Hash: hash}, nil
+	}))
 	rpc.Handle(s, rpc.MethodVouch, asMember(n, func(_ context.Context, m *member, peer identity.Peer, req *rpc.VouchRequest) (*rpc.VouchResponse, error) {
 		missing, err := m.quorum.Vouch(peer.Node, quorum.Standing{Term: req.Term, Index: req.Index, Vote: req.Vote})
 		return &rpc.VouchResponse{Missing: missing}, err

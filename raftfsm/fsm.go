@@ -63,8 +63,9 @@ type Answer struct {
 // FSM is the state machine of one replica. Raft calls Apply, Snapshot and
 // Restore one at a time; all else may be called at any time.
 type FSM struct {
-	fleet fleet.ID
-	store atomic.Pointer[state.Store]
+	fleet  fleet.ID
+	store  atomic.Pointer[state.Store]
+	marked atomic.Pointer[marked] // nil before the first Marks entry, and after a restore
 
 	mu       sync.Mutex    // guards what follows
 	applied  uint64        // index of the last entry that was applied
@@ -130,6 +131,9 @@ func (f *FSM) Apply(log *raft.Log) any {
 		panic(fmt.Sprintf("log entry %d: %v; this voter stops rather than diverge from the others", log.Index, err))
 	}
 	answer := f.decide(f.Store(), log.Index, body, true)
+	if body.Kind() == entry.KindMarks && answer.Err == nil {
+		f.marked.Store(&marked{index: log.Index, store: f.Store().Snapshot()})
+	}
 	f.setApplied(log.Index)
 	return answer
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/hashicorp/raft"
+
 	"fleet/node/fleet"
 	"fleet/raftfsm/entry"
 )
@@ -98,5 +100,54 @@ func TestFeatures(t *testing.T) {
 	old := newWorld(t)
 	if err := w.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, old.fsm)))); err == nil {
 		t.Error("a snapshot with a lower feature level was taken")
+	}
+}
+
+// TestHashAt: replicas agree about the state at a Marks entry, whatever came
+// after, and one that was changed beside the log does not.
+func TestHashAt(t *testing.T) {
+	w := newWorld(t)
+	w.hosts(3)
+	other := New(fleetID)
+	feed := func(f *FSM) {
+		for i, b := range w.log {
+			if index := uint64(i + 1); index > f.Applied() {
+				f.Apply(&raft.Log{Index: index, Type: raft.LogCommand, Data: b})
+			}
+		}
+	}
+	if _, known := w.fsm.HashAt(0); known || w.fsm.Marked() != 0 {
+		t.Error("a state has a hash before the first mark")
+	}
+	w.must(w.marks(fleet.VoterMark{Node: nodeID(1), Term: 1, Index: 3}))
+	at := w.fsm.Marked()
+	want := w.fsm.Hash()
+	w.must(w.rename(1, "later"))
+	feed(other)
+	for name, f := range map[string]*FSM{"first": w.fsm, "other": other} {
+		if got, known := f.HashAt(at); !known || got != want {
+			t.Errorf("%s: hash at %d is %s, %v; want %s", name, at, got, known, want)
+		}
+		if _, known := f.HashAt(at + 1); known {
+			t.Errorf("%s has a hash at an entry that is no mark", name)
+		}
+	}
+	txn := other.Store().Write()
+	row := *txn.Node(nodeID(2))
+	row.Name = "forged"
+	txn.PutNode(&row)
+	txn.Commit()
+	w.must(w.marks(fleet.VoterMark{Node: nodeID(1), Term: 1, Index: 9}))
+	feed(other)
+	mine, _ := w.fsm.HashAt(w.fsm.Marked())
+	if got, known := other.HashAt(w.fsm.Marked()); !known || got == mine {
+		t.Error("a state that was changed beside the log has the same hash")
+	}
+	f, err := restore(snapshotOf(t, w.fsm))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, known := f.HashAt(w.fsm.Marked()); known {
+		t.Error("a restored replica says what its state was at an entry it did not apply")
 	}
 }

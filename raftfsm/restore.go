@@ -30,6 +30,7 @@ func (f *FSM) Restore(from io.ReadCloser) error {
 	}
 	r.step.Commit()
 	f.store.Store(r.store)
+	f.marked.Store(nil)
 	old.Abandon()
 	f.setApplied(r.applied)
 	return nil

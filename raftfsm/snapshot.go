@@ -157,9 +157,11 @@ func emitAll[T any](emit func(string, any) error, table string, rows []*T) error
 
 // Hash is a digest of the whole state. Two replicas with equal Applied have
 // equal hashes, or one of them is wrong.
-func (f *FSM) Hash() fleet.Digest {
+func (f *FSM) Hash() fleet.Digest { return hashOf(f.Store().Snapshot().View) }
+
+func hashOf(v state.View) fleet.Digest {
 	sum := sha256.New()
-	err := rows(f.Store().Snapshot().View, func(table string, row any) error {
+	err := rows(v, func(table string, row any) error {
 		body := frameBody(table, row)
 		sum.Write(binary.BigEndian.AppendUint32(nil, uint32(len(body))))
 		sum.Write(body)

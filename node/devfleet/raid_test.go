@@ -255,6 +255,7 @@ func ofQuorum() map[string][]attack {
 		rpc.MethodPresence:      {{"plain", harmless, ask[rpc.Empty, rpc.PresenceResponse](rpc.MethodPresence, always(rpc.Empty{}))}},
 		rpc.MethodApplied:       {{"plain", harmless, ask[rpc.Empty, rpc.AppliedResponse](rpc.MethodApplied, always(rpc.Empty{}))}},
 		rpc.MethodVouch:         {{"plain", harmless, ask[rpc.VouchRequest, rpc.VouchResponse](rpc.MethodVouch, always(rpc.VouchRequest{Term: 1}))}},
+		rpc.MethodStateHash:     {{"plain", harmless, ask[rpc.StateHashRequest, rpc.StateHashResponse](rpc.MethodStateHash, always(rpc.StateHashRequest{}))}},
 		rpc.MethodRelay:         relays(),
 	}
 }

@@ -405,6 +405,17 @@ type AppliedResponse struct {
 	Level uint32 `msgpack:"f,omitempty"`
 }
 
+// StateHashRequest asks for the digest of the state at a log entry of the kind
+// Marks.
+type StateHashRequest struct {
+	Index uint64 `msgpack:"i"`
+}
+
+// StateHashResponse is that digest; zero when the host has none of this entry.
+type StateHashResponse struct {
+	Hash fleet.Digest `msgpack:"h"`
+}
+
 // VouchRequest is how far the store of the caller, which has just started, had
 // come.
 type VouchRequest struct {

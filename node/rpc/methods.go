@@ -54,6 +54,7 @@ const (
 	MethodPresence      = "Presence"
 	MethodApplied       = "Applied"
 	MethodVouch         = "Vouch"
+	MethodStateHash     = "StateHash"
 	MethodRelay         = "Relay"
 )
 
@@ -109,6 +110,7 @@ var Methods = []Method{
 	{MethodPresence, fromQuorum, 1 << 10, 16 << 20, 4, 15 * time.Second, false},
 	{MethodApplied, fromQuorum, 1 << 10, 1 << 10, 16, 10 * time.Second, false},
 	{MethodVouch, fromQuorum, 1 << 10, 1 << 10, 4, 10 * time.Second, false},
+	{MethodStateHash, fromQuorum, 1 << 10, 1 << 10, 2, 30 * time.Second, false},
 	{MethodRelay, fromQuorum, maxRelayed + 1<<10, 96 << 10, 100, 60 * time.Second, false},
 }
 

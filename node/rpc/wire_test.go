@@ -79,6 +79,8 @@ func samples() []any {
 		&RelayResponse{Found: true, Body: []byte{0x80}},
 		&RelayResponse{Found: true, Error: &errorBody{Kind: uint8(fleet.NotFound), Message: "not here"}},
 		&AppliedResponse{Index: 100, Time: 1795300000000000000},
+		&StateHashRequest{Index: 70000},
+		&StateHashResponse{Hash: fleet.Sum([]byte("state"))},
 		&VouchRequest{Term: 3, Index: 70000, Vote: 3},
 		&VouchResponse{Missing: "it was in term 3, and its store is in term 2"},
 		&PresenceResponse{Rows: []PresenceRow{row}},

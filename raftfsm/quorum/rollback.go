@@ -242,6 +242,12 @@ func (q *Quorum) Marks() ([]fleet.VoterMark, error) {
 	return all, nil
 }
 
+// Voters is who votes by the newest configuration that this host knows.
+func (q *Quorum) Voters() ([]fleet.NodeID, error) {
+	voters, _, err := q.voters()
+	return voters, err
+}
+
 // voters is who votes by the newest configuration that this host knows, and who
 // else is in it.
 func (q *Quorum) voters() (voters, others []fleet.NodeID, err error) {

@@ -28,6 +28,9 @@ func (v View) Mark(node fleet.NodeID) *fleet.VoterMark {
 // Marks is all marks by node.
 func (v View) Marks() []*fleet.VoterMark { return all[fleet.VoterMark](v, "marks", "id") }
 
+// WatchMarks is closed when a mark changes.
+func (v View) WatchMarks() <-chan struct{} { return v.watch("marks") }
+
 // PutMark adds or replaces a mark.
 func (t *Txn) PutMark(m *fleet.VoterMark) { t.put("marks", m) }
 
