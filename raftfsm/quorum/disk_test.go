@@ -4,10 +4,13 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"fleet/node/fleet"
 )
 
 // sickDisk delays every write of a host, or holds it until it is mended.
@@ -160,4 +163,55 @@ func TestDiskProbe(t *testing.T) {
 	if err := diskProbe(filepath.Join(dir, "none"))(); err == nil {
 		t.Error("a directory that is not there is written to")
 	}
+}
+
+// TestFullDiskHandsOver: a leader that can write no more gives leadership to a
+// follower that has everything, at once, and votes again when there is room.
+func TestFullDiskHandsOver(t *testing.T) {
+	bubble(t, "the leader's", func(t *testing.T) {
+		c := newCluster(t, 3)
+		for _, m := range c.nodes {
+			m.crash()
+			m.logs = &faultyLogs{LogStore: m.mem}
+			m.start()
+			c.leader()
+		}
+		time.Sleep(10 * time.Second)
+		l := c.leader()
+		l.logs.(*faultyLogs).set(func() error { return syscall.ENOSPC }, nil)
+		start := time.Now()
+		if _, err := l.q.Propose(t.Context(), set("k", 1)); fleet.KindOf(err) != fleet.Unknown {
+			t.Errorf("Propose: %v, want unknown outcome", err)
+		}
+		next := c.leader(l)
+		took := time.Since(start)
+		t.Logf("another leader after %v", took)
+		if took > 500*time.Millisecond { // without a word it takes one to two seconds
+			t.Errorf("another leader after %v, want within 500ms", took)
+		}
+		if err := <-l.failed; fleet.HintOf(err) == "" {
+			t.Errorf("it ended with %v and does not say what to do", err)
+		}
+		if _, err := next.q.Propose(t.Context(), set("k", 2)); err != nil {
+			t.Errorf("Propose on the new leader: %v", err)
+		}
+		// Its service starts it again and again until there is room.
+		l.close(10 * time.Second)
+		terms := next.q.Stats().Term
+		for range 5 {
+			l.start()
+			c.propose("k", 3)
+			<-l.failed
+			l.close(10 * time.Second)
+		}
+		if got := c.leader(l).q.Stats().Term; got != terms {
+			t.Errorf("the term went from %d to %d while a full voter came and went", terms, got)
+		}
+		l.logs.(*faultyLogs).set(nil, nil)
+		l.start()
+		c.propose("k", 4)
+		if got := c.converge()["k"]; got != "4" {
+			t.Errorf("k is %q, want 4", got)
+		}
+	})
 }

@@ -140,6 +140,44 @@ func (q *Quorum) wait(call func() raft.Future) error {
 	}
 }
 
+// giveUpTime is how long a host that must not lead on waits for its last word to
+// arrive.
+const giveUpTime = 500 * time.Millisecond
+
+// giveUp tells the voter that has most of this leader's log to stand for
+// election at once. Raft's own transfer needs the log that has failed; without a
+// word the others would wait until they miss this leader. It decides nothing any
+// more: its store takes no entry, and q.dead is closed.
+func (q *Quorum) giveUp() {
+	if !q.IsLeader() {
+		return
+	}
+	voters, _, err := q.voters()
+	if err != nil {
+		return
+	}
+	var next fleet.NodeID
+	var most mark
+	for _, id := range voters {
+		if m := q.marks.of(id); id != q.cfg.Self && (m.ackTerm > most.ackTerm || m.ackTerm == most.ackTerm && m.ack > most.ack) {
+			next, most = id, m
+		}
+	}
+	if next == "" {
+		return
+	}
+	said := make(chan struct{})
+	go func() { // ends with its answer, or with the transport, which is closed next
+		defer close(said)
+		req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(q.cfg.Self), Addr: []byte(q.cfg.Self)}}
+		_ = q.trans.TimeoutNow(raft.ServerID(next), raft.ServerAddress(next), req, &raft.TimeoutNowResponse{}) // then they will miss it
+	}()
+	select {
+	case <-said:
+	case <-time.After(giveUpTime):
+	}
+}
+
 // Lead runs f while this host leads and is ready, until ctx is done. f's
 // context is cancelled when leadership is lost, and Lead waits for f before it
 // runs it again; f must return soon then. If f returns an error while it

@@ -288,6 +288,7 @@ func (q *Quorum) die(err error) { q.end(storeError(q.cfg.Dir, err)) }
 func (q *Quorum) end(err error) {
 	q.ending.Do(func() {
 		close(q.dead)
+		q.giveUp()
 		q.shutdown()        // no more votes
 		_ = q.trans.Close() // no more heartbeats, so that the others elect; it never fails
 		q.cfg.Fatal(err)
