@@ -217,6 +217,7 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 	wg.Go(func() { m.rotateGossipKeys(ctx) })
 	wg.Go(func() { m.control.RaiseFeatures(ctx) })
 	wg.Go(func() { m.noteMarks(ctx) })
+	wg.Go(func() { m.retire(ctx) })
 	return m.dispatch.Lead(ctx)
 }
 

@@ -52,6 +52,7 @@ type Answer struct {
 	//	PutTarget                      *fleet.SavedTarget
 	//	DeleteTarget                   fleet.TargetName
 	//	GossipKey                      *state.GossipKeys
+	//	Retire                         int, how many commands are gone
 	//	Features                       uint32, the level
 	//	Marks                          nil
 	Value any
@@ -192,6 +193,7 @@ var handlers = map[entry.Kind]handler{
 	entry.KindDeleteTarget:     signed(deleteTarget, answerTargetName),
 	entry.KindGossipKey:        on(gossipKey),
 	entry.KindRelease:          on(release),
+	entry.KindRetire:           on(retire),
 	entry.KindFeatures:         on(features),
 	entry.KindMarks:            on(marks),
 }

@@ -484,6 +484,10 @@ func randomLog(w *world, seed uint64, n int) {
 			w.apply(w.marks(fleet.VoterMark{Node: nodeID(r.IntN(3)), Term: 1, Index: 1 + r.Uint64N(100)}, fleet.VoterMark{Node: nodeID(3 + r.IntN(2))}))
 		case 22:
 			w.apply(&entry.Features{Stamp: w.now, Level: 1 + uint32(r.IntN(2))})
+			if r.IntN(4) == 0 {
+				w.now += int64(entry.KeptFor)
+			}
+			w.apply(&entry.Retire{Stamp: w.now})
 		}
 	}
 }

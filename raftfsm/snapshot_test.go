@@ -86,6 +86,7 @@ func fullWorld(tb testing.TB) *world {
 	w.must(w.createReplacing(7, 8))
 	w.must(w.rotate(1, 77))
 	w.must(w.rotation(entry.GossipKeyUsed, 2))
+	w.must(&entry.Retire{Stamp: w.now})
 	w.must(&entry.Features{Stamp: w.now, Level: entry.MaxLevel})
 	w.must(w.marks(fleet.VoterMark{Node: firstNode, Term: 2, Index: 40}, fleet.VoterMark{Node: nodeID(2)}))
 	return w

@@ -85,9 +85,10 @@ const (
 	KindPutTarget        Kind = 19
 	KindDeleteTarget     Kind = 20
 	KindRelease          Kind = 22
-	KindGossipKey        Kind = 29
+	KindRetire           Kind = 23
 	KindFeatures         Kind = 24
 	KindMarks            Kind = 25
+	KindGossipKey        Kind = 29
 )
 
 // Body is the decoded body of an entry: a pointer to one of the types below.
@@ -130,6 +131,7 @@ var kinds = map[Kind]kindInfo{
 	KindDeleteTarget:     {"DeleteTarget", "DeleteTarget", decode[DeleteTarget]},
 	KindGossipKey:        {"GossipKey", "", decode[GossipKey]},
 	KindRelease:          {"Release", "", decode[Release]},
+	KindRetire:           {"Retire", "", decode[Retire]},
 	KindFeatures:         {"Features", "", decodeFeatures},
 	KindMarks:            {"Marks", "", decode[Marks]},
 }

@@ -59,6 +59,7 @@ func samples() []Body {
 		&DeleteTarget{authority("")},
 		&Release{Stamp: testStamp, Command: testCommand, Attempt: 1, Indexes: []uint32{0, 300, 70000}},
 		&GossipKey{Stamp: testStamp, Step: GossipKeyMade, Version: 1, Key: bytes.Repeat([]byte{8}, 32), Request: []byte("{}"), Proof: []byte("proof")},
+		&Retire{Stamp: testStamp},
 		&Features{Stamp: testStamp, Level: 2},
 		&Marks{Stamp: testStamp, Marks: []fleet.VoterMark{{Node: "mi-00000000000000001", Term: 3, Index: 70000}, {Node: "mi-00000000000000002"}}},
 	}

@@ -22,6 +22,7 @@ const (
 // BaseLevel.
 var levels = map[Kind]uint32{
 	KindRelease:   2,
+	KindRetire:    2,
 	KindFeatures:  2,
 	KindMarks:     2,
 	KindGossipKey: 2,

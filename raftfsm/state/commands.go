@@ -34,7 +34,7 @@ func (v View) FindCommand(id fleet.CommandID) (*fleet.Command, error) {
 		return c, nil
 	}
 	return nil, fleet.CodeErrorf(fleet.NotFound, "InvalidCommandId", "there is no command %.40q in this fleet", string(id)).
-		WithHint("see the commands with: fleet command ls")
+		WithHint("see the commands with: fleet command ls; those that ended more than 30 days ago are gone")
 }
 
 // Commands is at most limit commands, newest first, beginning after the command
@@ -134,6 +134,16 @@ func (v View) WatchCommand(id fleet.CommandID) <-chan struct{} {
 // PutCommand adds or replaces a command.
 func (t *Txn) PutCommand(c *fleet.Command) { t.put("commands", c) }
 
+// DeleteCommand removes a command and its rows.
+func (t *Txn) DeleteCommand(c *fleet.Command) {
+	for n := uint32(0); uint64(n)*fleet.ShardSize < uint64(len(c.Targets)); n++ {
+		if s := first[Shard](t.View, "shards", "id", shardKey(c.ID, n)); s != nil {
+			t.remove("shards", s)
+		}
+	}
+	t.remove("commands", c)
+}
+
 // PutShard adds or replaces a shard.
 func (t *Txn) PutShard(s *Shard) { t.put("shards", s) }
 
@@ -162,6 +172,13 @@ func (v View) Contents() [][]byte {
 
 // PutContent keeps the content of a document.
 func (t *Txn) PutContent(b []byte) { t.put("contents", &content{fleet.Sum(b), b}) }
+
+// DeleteContent removes the content of a document.
+func (t *Txn) DeleteContent(digest fleet.Digest) {
+	if c := first[content](t.View, "contents", "id", string(digest[:])); c != nil {
+		t.remove("contents", c)
+	}
+}
 
 // Resolve is the nodes that a request names or selects, by ID. Named nodes
 // must exist and be named once; selectors are joined by AND, the values of one
