@@ -34,6 +34,7 @@ type program struct {
 	restart chan struct{} // closed when the agent is to end, for its new program
 	ask     *sync.Once    // closes restart
 	back    string        // why the last upgrade went back; "" if it did not
+	quorum  bool          // while it has to be confirmed: the one before had a part in the quorum
 }
 
 // Answers that a host sends at once. A voter has what nobody else has yet.
@@ -73,8 +74,11 @@ func newProgram(cfg Config) program {
 		path: cfg.Program, digest: digestFor(cfg), serving: make(chan struct{}, voterServes),
 		restart: make(chan struct{}), ask: new(sync.Once),
 	}
-	if r, err := upgrade.Load(cfg.DataDir); err == nil && r != nil && r.Stage == upgrade.Back {
-		p.back = r.To.Version + ": " + r.Reason
+	if r, err := upgrade.Load(cfg.DataDir); err == nil && r != nil {
+		p.quorum = r.Stage == upgrade.Pending && r.Quorum
+		if r.Stage == upgrade.Back {
+			p.back = r.To.Version + ": " + r.Reason
+		}
 	}
 	return p
 }
@@ -178,7 +182,15 @@ func (n *Node) well(ctx context.Context) error {
 		return errors.New("not enough voters have told the time")
 	}
 	m := n.member.Load()
-	if m == nil {
+	switch {
+	case m == nil && n.program.quorum:
+		// A host goes on without a vote when its store is refused: a program
+		// that cannot read what the one before wrote must not get the next voter.
+		if fenced := n.fenced.Load(); fenced != nil {
+			return errors.New(fenced.Message)
+		}
+		return errors.New("its part of the quorum has not begun")
+	case m == nil:
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, proofRead)
@@ -226,7 +238,7 @@ func (u upgradePlugin) Run(ctx context.Context, t *runcmd.Task) runcmd.Outcome {
 	}
 	step := upgrade.Step{
 		Command: t.Command, Attempt: t.Attempt, Fleet: n.info.Fleet, Self: self, Version: n.cfg.Version,
-		Platform: upgrade.ThisPlatform(), PID: os.Getpid(), DataDir: n.dir.Path(), Format: enrol.Format, Signers: n.cfg.Signers,
+		Platform: upgrade.ThisPlatform(), PID: os.Getpid(), DataDir: n.dir.Path(), Format: enrol.Format, Signers: n.cfg.Signers, Quorum: n.member.Load() != nil,
 		Keeper: keeper, Fetch: n.fetchProgram, Alone: t.Alone,
 		Restart: func() { n.program.ask.Do(func() { close(n.program.restart) }) },
 		Now:     n.cfg.Now, Log: n.log.With("component", "upgrade"), Out: t.Stdout,

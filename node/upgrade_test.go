@@ -34,6 +34,7 @@ type keeper struct {
 	ends  int
 	guard chan error // nil: none; gets how it ended
 	again time.Time  // when the service is started; zero: it runs
+	told  bool       // it is to be started anew, whatever it does
 }
 
 func (k *keeper) dir() string                                 { return filepath.Join(k.b.dir, k.name+".bin") }
@@ -57,7 +58,7 @@ func (k *keeper) Status(context.Context) (service.Status, error) {
 func (k *keeper) Restart(context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.again = time.Now()
+	k.again, k.told = time.Now(), true
 	return nil
 }
 
@@ -82,11 +83,17 @@ const restartDelay = 5 * time.Second
 // manage does what a service manager does at this moment.
 func (k *keeper) manage() {
 	n := k.b.nodes[k.name]
+	k.mu.Lock()
+	told := k.told
+	k.told = false
+	k.mu.Unlock()
 	if n != nil {
 		select {
 		case <-n.Restart():
 		default:
-			return
+			if !told {
+				return
+			}
 		}
 		if err := n.Stop(context.Background()); err != nil {
 			k.b.t.Errorf("stop %s: %v", k.name, err)
@@ -144,6 +151,16 @@ func (b *bubble) installed() map[string]*keeper {
 			b.t.Fatal(err)
 		}
 		c.Program, c.Version = k.running(), strings.TrimSpace(string(program))
+		// A release that reads stores otherwise: to it this one is another's.
+		store, hidden := filepath.Join(b.data(name), "quorum"), filepath.Join(b.data(name), "quorum.hidden")
+		if strings.Contains(c.Version, "refuses") {
+			err = os.Rename(store, hidden)
+		} else if _, herr := os.Stat(hidden); herr == nil {
+			err = errors.Join(os.RemoveAll(store), os.Rename(hidden, store))
+		}
+		if err != nil {
+			b.t.Fatal(err)
+		}
 		c.Keeper = func() (service.Keeper, error) { return k, nil }
 	}
 	for name := range b.hosts {
@@ -287,6 +304,19 @@ func TestUpgradeInABubble(t *testing.T) {
 			if state, reason := send(name, good, ids["n4"], ids["n5"]); state != "Success" || version(name) != "2.0.0" {
 				t.Errorf("%s: %s, %q, and it runs %s", name, state, reason, version(name))
 			}
+		}
+		// A program that refuses a voter's store runs on, without a vote: it is
+		// not well, or the next voter's would be what loses the quorum.
+		state, reason = send("n3", put("3.0.0-refuses\n"))
+		if state != "Failed" || !strings.Contains(reason, "had not answered it within 1m0s") || version("n3") != "2.0.0" {
+			t.Errorf("refused on n3: %s, %q, and it runs %s", state, reason, version("n3"))
+		}
+		guardEnded("n3")
+		if b.nodes["n3"].member.Load() == nil {
+			t.Fatal("n3 has no part in the quorum any more")
+		}
+		if _, err := b.nodes["n3"].member.Load().control.Read(t.Context(), false); err != nil {
+			t.Fatalf("n3 does not follow the log: %v", err)
 		}
 		// The quorum is told, by the heartbeats of the new programs.
 		var nodes fleet.DescribeNodesResult

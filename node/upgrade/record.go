@@ -56,6 +56,7 @@ type Record struct {
 	Ended    int64           `json:"ended,omitempty"` // when Stage became final
 	Healthy  int             `json:"healthy_within"`  // seconds
 	Tries    int             `json:"tries"`           // starts of the new program while Pending
+	Quorum   bool            `json:"quorum"`          // the old program had a part in the quorum: so must the new
 	Reason   string          `json:"reason,omitempty"`
 }
 

@@ -42,6 +42,7 @@ type Step struct {
 	PID      int          // of it
 	DataDir  string
 	Format   string // of the data directory
+	Quorum   bool   // this host has a part in the quorum
 	Signers  []fleet.PublicKey
 
 	// Keeper finds the manager of this host's service; an error says why
@@ -202,7 +203,7 @@ func (s *Step) exchange(ctx context.Context, keeper service.Keeper, p place, o O
 	}
 	r := &Record{
 		Command: s.Command, Attempt: s.Attempt, From: Build{s.Version, s.Self.String()}, To: Build{facts.Version, want.Digest.String()},
-		Program: p.program, Previous: p.previous(), Stage: Pending, Began: s.Now().Unix(), Healthy: int(o.Healthy / time.Second),
+		Program: p.program, Previous: p.previous(), Stage: Pending, Began: s.Now().Unix(), Healthy: int(o.Healthy / time.Second), Quorum: s.Quorum,
 	}
 	if err := update(s.DataDir, func(*Record) (*Record, bool, error) { return r, true, nil }); err != nil {
 		return errors.Join(err, p.discard())

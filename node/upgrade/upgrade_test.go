@@ -495,7 +495,7 @@ func TestOrder(t *testing.T) {
 func TestRecordGolden(t *testing.T) {
 	r := &Record{
 		Command: command, Attempt: 1, From: Build{"1.0.0", fleet.Sum(oldText).String()}, To: Build{"2.0.0", fleet.Sum(newText).String()},
-		Program: "/usr/bin/fleet", Previous: "/usr/bin/fleet.previous", Stage: Back, Began: 1764150000, Ended: 1764150100, Healthy: 180, Tries: 2,
+		Program: "/usr/bin/fleet", Previous: "/usr/bin/fleet.previous", Stage: Back, Began: 1764150000, Ended: 1764150100, Healthy: 180, Tries: 2, Quorum: true,
 		Reason: "it ended 3 times before it was well",
 	}
 	b, err := r.Encode()

@@ -162,8 +162,9 @@ func TestUpgrade(t *testing.T) {
 		"exits": "it ended 3 times before it was well; it last said: this program is sick", "hangs": "not answered it within 20s",
 		"silent": "not answered it within 20s",
 	} {
+		path := send("2.0.0-" + sick)
 		began := time.Now()
-		u, said := up(2, "--file", send("2.0.0-"+sick), "--canary", "host4", "--healthy-within", "20s")
+		u, said := up(2, "--file", path, "--canary", "host4", "--healthy-within", "20s")
 		canary := u.Phases[0].Hosts[0]
 		if canary.Name != "host4" || canary.Status != "Failed" || !strings.Contains(canary.Reason, want) {
 			t.Errorf("%s: %+v\n%s", sick, canary, said)
