@@ -194,7 +194,7 @@ func (p *Parent) child(ctx context.Context, items []rpc.CarryItem) (left []rpc.C
 		}
 		stream = o.s
 	case <-timer.C:
-		p.cfg.Pace.Missed()
+		p.cfg.Pace.Missed(w.opened, time.Now())
 		cancel()
 		if o := <-opened; o.err == nil {
 			_ = o.s.Close() // it came too late: another carries now
@@ -271,7 +271,7 @@ func (p *Parent) child(ctx context.Context, items []rpc.CarryItem) (left []rpc.C
 				continue
 			}
 			if w.accepted.IsZero() {
-				p.cfg.Pace.Missed()
+				p.cfg.Pace.Missed(w.opened, time.Now())
 			}
 			failure.Why = why
 			return rest(), failure

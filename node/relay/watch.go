@@ -21,11 +21,13 @@ const (
 
 // Pace estimates how long children take to accept, and so how long to wait for
 // one: three times that and a little. A host that has too much to do is slow
-// with all its children at once; each that was given up doubles the estimate.
+// with all its children at once; those that were given up double the estimate,
+// once for all that were waited for at the same time.
 // It is safe for concurrent use; the zero value begins with 300 ms.
 type Pace struct {
-	mu       sync.Mutex
+	mu       sync.Mutex // guards what follows
 	estimate time.Duration
+	doubled  time.Time // when it was last
 }
 
 const firstEstimate = 300 * time.Millisecond
@@ -44,11 +46,14 @@ func (p *Pace) Saw(took time.Duration) {
 	p.estimate = max((7*p.getLocked()+took)/8, time.Millisecond)
 }
 
-// Missed notes that one was given up.
-func (p *Pace) Missed() {
+// Missed notes that one was given up that was waited for since a time.
+func (p *Pace) Missed(since, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.estimate = min(2*p.getLocked(), maxAccept)
+	if since.Before(p.doubled) {
+		return
+	}
+	p.estimate, p.doubled = min(2*p.getLocked(), maxAccept), now
 }
 
 func (p *Pace) getLocked() time.Duration {

@@ -58,8 +58,20 @@ func TestPace(t *testing.T) {
 	if got := p.Accept(); got <= before || got > 3*400*time.Millisecond+100*time.Millisecond {
 		t.Errorf("with slow children %s", got)
 	}
-	for range 20 {
-		p.Missed()
+	now := time.Unix(1_790_000_000, 0)
+	began := now
+	once := func() time.Duration {
+		p := &Pace{}
+		for range 20 { // waited for at the same time
+			p.Missed(began, now.Add(time.Second))
+		}
+		return p.Accept()
+	}()
+	if want := 3*2*firstEstimate + 100*time.Millisecond; once != want {
+		t.Errorf("with 20 children given up at once %s, want %s", once, want)
+	}
+	for i := range 20 { // one after another
+		p.Missed(now.Add(time.Duration(i)*time.Minute), now.Add(time.Duration(i)*time.Minute+time.Second))
 	}
 	if got := p.Accept(); got != maxAccept {
 		t.Errorf("with children that are given up %s, want %s", got, maxAccept)
