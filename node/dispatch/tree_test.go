@@ -147,7 +147,9 @@ func (f *forest) lead() (stop func()) {
 		return h.cancel(req), nil
 	}
 	d := New(cfg)
+	f.mu.Lock()
 	f.d = d
+	f.mu.Unlock()
 	ctx, cancel := context.WithCancel(f.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- d.Lead(ctx) }()
@@ -364,7 +366,10 @@ func (h *simHost) run(running context.Context, t *ticket.Ticket) {
 			return
 		}
 		h.f.count(2)
-		if _, err := h.f.d.Report(h.ctx, h.id, result, nil); err == nil {
+		h.f.mu.Lock()
+		d := h.f.d // the leader may be another by now
+		h.f.mu.Unlock()
+		if _, err := d.Report(h.ctx, h.id, result, nil); err == nil {
 			return
 		}
 		wait = time.Second
