@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -56,8 +57,10 @@ func (n *Node) heartbeat(ctx context.Context, voter fleet.NodeID) (time.Time, er
 }
 
 func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, error) {
+	trust := n.trust.Load()
 	req := &rpc.HeartbeatRequest{
-		Version: n.cfg.Version, TrustVersion: n.trust.Load().Version, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
+		Version: n.cfg.Version, TrustVersion: trust.Version, TrustEpoch: trust.Epoch, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
+		Quorum: n.member.Load() != nil,
 		Program: n.programDigest(),
 		Keys:    n.ringKeys.wanted(n.gossipStats(), n.cfg.Now()),
 	}
@@ -65,6 +68,11 @@ func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, err
 		return time.Time{}, fmt.Errorf("make nonce: %w", err)
 	}
 	resp, err := rpc.Call[rpc.HeartbeatRequest, rpc.HeartbeatResponse](ctx, n.rpc, quorumHost(voter), rpc.MethodHeartbeat, req)
+	var told *fleet.Error
+	if errors.As(err, &told) && told.Code == fleet.CodeNotOfQuorum {
+		// It voted once, and knows who does now.
+		return time.Time{}, errors.Join(err, n.exchangeTrust(ctx, n.rpc, rpc.Target{Node: voter, Role: fleet.RoleAgent}))
+	}
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -80,9 +88,10 @@ func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, err
 	if n.view.merge(voter, resp) {
 		n.recheck()
 	}
+	n.heardOutside(voter, resp)
 	n.takeName()
 	n.clones.Store(&resp.Clones)
-	if n.inbound.set(presence.Dial(resp.Dial)) {
+	if n.view.leads(voter, n.trust.Load().K) && n.inbound.set(presence.Dial(resp.Dial)) {
 		n.log.Info("the leader has dialled this host", "answered", presence.Dial(resp.Dial) == presence.Answers)
 	}
 	n.touch.runs(voter, resp.Version)
@@ -296,12 +305,21 @@ func (n *Node) runRenewal(ctx context.Context) error {
 	}
 	wait := time.Duration(0)
 	for {
+		changed := n.trustChanged()
+		if wait > time.Minute && !n.trust.Load().Issuer(n.issuedBy(), n.cfg.Now()) {
+			// Its certificate counts no more. For a moment the voters still hear
+			// it; after that it asks as a host does that was off (standing.go).
+			wait = time.Duration(fleet.Sum([]byte(n.info.Node))[2]) * (trustGrace / 2) / 256
+		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
 		case <-timer.C:
+		case <-changed:
+			timer.Stop()
+			continue
 		}
 		wait = renewCheck
 		if err := n.renew(ctx); err != nil {
@@ -328,11 +346,41 @@ func RenewalDue(node fleet.NodeID, notBefore, notAfter, now time.Time) bool {
 }
 
 func (n *Node) renewCertificate(ctx context.Context) error {
-	leaf := n.agentTLS.Load().Leaf
-	if !RenewalDue(n.info.Node, leaf.NotBefore, leaf.NotAfter, n.cfg.Now()) {
+	leaf, now := n.agentTLS.Load().Leaf, n.cfg.Now()
+	if !RenewalDue(n.info.Node, leaf.NotBefore, leaf.NotAfter, now) && !issuerDue(n.info.Node, n.trust.Load(), n.issuedBy(), now) {
 		return nil
 	}
 	return n.renewRecord(ctx)
+}
+
+// issuerDue reports whether a certificate is to be renewed because the key that
+// issued it is being taken out of use: from a day after that on, spread over
+// three days by the host. The key counts for seven (enrol.IssuerOverlap).
+func issuerDue(node fleet.NodeID, trust *identity.Trust, issuer fleet.PublicKey, now time.Time) bool {
+	for _, i := range trust.Issuers {
+		if i.Key == issuer {
+			spread := time.Duration(fleet.Sum([]byte(node))[1]) * (3 * 24 * time.Hour) / 256
+			return i.Until != 0 && now.After(time.Unix(0, i.Until).Add(24*time.Hour-enrol.IssuerOverlap+spread))
+		}
+	}
+	return true
+}
+
+// issuedBy is the key that issued this host's certificate.
+func (n *Node) issuedBy() fleet.PublicKey {
+	chain := n.agentTLS.Load().Certificate
+	if len(chain) < 2 {
+		return fleet.PublicKey{}
+	}
+	cert, err := x509.ParseCertificate(chain[1])
+	if err != nil {
+		return fleet.PublicKey{}
+	}
+	key, err := identity.CertificateKey(cert)
+	if err != nil {
+		return fleet.PublicKey{}
+	}
+	return key
 }
 
 // renewRecord fetches a certificate and a node record of now. A record's epoch is

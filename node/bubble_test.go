@@ -283,8 +283,8 @@ func (b *bubble) skew(name string, by time.Duration) {
 
 func (b *bubble) addVoters(c *client.Client, voters int) {
 	b.t.Helper()
-	var done fleet.AddVotersResult
-	if err := c.Call(b.t.Context(), "AddVoters", b.votersRequest(c, voters), &done); err != nil {
+	var done fleet.ChangeQuorumResult
+	if err := c.Call(b.t.Context(), "ChangeQuorum", b.votersRequest(c, voters), &done); err != nil {
 		b.t.Fatal(err)
 	}
 	if len(done.Voters) != voters {
@@ -293,7 +293,7 @@ func (b *bubble) addVoters(c *client.Client, voters int) {
 }
 
 // votersRequest is what the root key signs to make n2 and the next ones voters.
-func (b *bubble) votersRequest(c *client.Client, voters int) *fleet.AddVotersRequest {
+func (b *bubble) votersRequest(c *client.Client, voters int) *fleet.ChangeQuorumRequest {
 	b.t.Helper()
 	file, root, err := identity.OpenRootKeyFile(filepath.Join(b.dir, "root.key"), nil)
 	if err != nil {
@@ -562,7 +562,7 @@ func TestQuorumAddIsFinishedByTheNextLeader(t *testing.T) {
 		defer c.Close()
 		req := b.votersRequest(c, 3)
 		answered := make(chan error, 1)
-		go func() { answered <- c.Call(t.Context(), "AddVoters", req, nil) }()
+		go func() { answered <- c.Call(t.Context(), "ChangeQuorum", req, nil) }()
 		first := b.nodes["n1"].member.Load()
 		for first.fsm.Store().Trust().Version < 2 {
 			select {
@@ -618,8 +618,8 @@ func TestQuorumAddIsRepeatedWhileItRuns(t *testing.T) {
 		answered := make(chan error, times)
 		for range times {
 			go func() {
-				var done fleet.AddVotersResult
-				err := c.Call(t.Context(), "AddVoters", req, &done)
+				var done fleet.ChangeQuorumResult
+				err := c.Call(t.Context(), "ChangeQuorum", req, &done)
 				if err == nil && len(done.Voters) != 3 {
 					err = fmt.Errorf("%d voters in the answer", len(done.Voters))
 				}

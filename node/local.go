@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"fleet/node/control"
 	"fleet/node/enrol"
 	"fleet/node/fleet"
 	"fleet/node/presence"
@@ -35,10 +36,13 @@ func (n *Node) LocalStatus() fleet.LocalStatus {
 	if m := n.member.Load(); m != nil {
 		s.Warnings = append(s.Warnings, m.outlook()...)
 		s.Warnings = append(s.Warnings, m.warnings()...)
+		if left := m.expires().Sub(now); !m.expires().IsZero() && left < control.CertificateWarning {
+			s.Warnings = append(s.Warnings, control.CertificateEnds(n.Name(), left))
+		}
 	}
 	if s.Role != fleet.RoleNameVoter {
-		if key, err := n.dir.LoadOrCreateKey(enrol.Quorum); err == nil {
-			s.Candidate = key.Public().Fingerprint()
+		if fingerprint, err := n.fingerprint(); err == nil {
+			s.Candidate = fingerprint
 		}
 	}
 	return s
@@ -108,6 +112,12 @@ func (n *Node) hostWarnings() []fleet.Warning {
 	if w := n.upgradeWarning(); w != nil {
 		ws = append(ws, *w)
 	}
+	if r := n.retired.Load(); r != nil && r.Fenced {
+		ws = append(ws, fleet.Warning{
+			Code: WarnFenced, Message: fmt.Sprintf("%s; its log of that time is kept in %s", r.Message, n.dir.File(enrol.RetiredDir)),
+			Remedy: fmt.Sprintf("make it a voter again: fleet quorum add %s --root-key FILE", n.Name()),
+		})
+	}
 	if clones := n.clones.Load(); clones != nil && len(*clones) > 0 {
 		ws = append(ws, fleet.Warning{
 			Code:    WarnCloned,
@@ -176,19 +186,32 @@ func (m *member) warnings() []fleet.Warning {
 			}
 		}
 	}
-	if left := m.expires().Sub(m.n.cfg.Now()); left < quorumWarning {
+	if trust := m.n.trust.Load(); trust.Epoch > firstEpoch && len(trust.Voters) < 3 {
 		ws = append(ws, fleet.Warning{
-			Code: "QuorumCertificateExpiring", Message: fmt.Sprintf("the quorum certificate of %s expires in %d days", m.n.Name(), int(left.Hours()/24)),
-			Remedy: "have the root key at hand: it signs the next one",
+			Code: WarnRecovered,
+			Message: fmt.Sprintf("the fleet was recovered by force, as epoch %d: what was decided before may be lost in part, "+
+				"and until three hosts vote one stolen host is enough to make every host run something", trust.Epoch),
+			Remedy: "fleet quorum add NODE NODE --root-key FILE",
 		})
 	}
 	return ws
 }
 
-// quorumWarning is how long before its end a quorum certificate is warned of.
-const quorumWarning = 60 * 24 * time.Hour
+// WarnRecovered is the code of the warning that a fleet was recovered by force
+// and has fewer than three voters.
+const WarnRecovered = "Recovered"
 
-func (m *member) expires() time.Time { return m.n.quorumTLS.Load().Leaf.NotAfter }
+// firstEpoch is that of a fleet that was never recovered.
+const firstEpoch = 1
+
+// expires is when the quorum certificate ends; zero once this host has none.
+func (m *member) expires() time.Time {
+	cert := m.n.quorumTLS.Load()
+	if cert == nil {
+		return time.Time{}
+	}
+	return cert.Leaf.NotAfter
+}
 
 // name is a host's name, or its ID where the name is not known.
 func (n *Node) name(id fleet.NodeID) string {

@@ -36,8 +36,9 @@ import (
 // log and answers for the fleet, a voter decides and signs too.
 type member struct {
 	n        *Node
-	key      identity.PrivateKey // quorum key
-	issuer   *enrol.Identity     // issuing key
+	key      identity.PrivateKey            // quorum key
+	issuer   atomic.Pointer[enrol.Identity] // issuing key
+	issuerMu sync.Mutex                     // held while issuer is replaced
 	fsm      *raftfsm.FSM
 	quorum   *quorum.Quorum
 	rpc      *rpc.Client // speaks as a quorum host
@@ -48,15 +49,28 @@ type member struct {
 	clock    atomic.Pointer[clockState] // of the time in which this host leads; nil before the first comparison
 	states   atomic.Pointer[comparison] // the last one; nil before the first
 	doubt    chan struct{}              // asks for a comparison now
+	made     time.Time                  // when it was started, by this host's clock
+	settled  atomic.Bool                // trust.json or Raft's configuration has named it
+	fresh    bool                       // its certificates came while this host ran
+
+	ctx     context.Context // ends when this host stops or is of the quorum no more
+	cancel  context.CancelFunc
+	parts   sync.WaitGroup
+	abandon atomic.Bool // it ends because it is of the quorum no more: nothing is handed over
 }
 
 // startMember starts the quorum half of this host.
-func (n *Node) startMember() error {
+func (n *Node) startMember() error { return n.openMember(false) }
+
+// startFresh is startMember for a host that has just been made a quorum host.
+func (n *Node) startFresh() error { return n.openMember(true) }
+
+func (n *Node) openMember(fresh bool) error {
 	quorumID, err := n.dir.LoadIdentity(enrol.Quorum)
 	if err != nil {
 		return fmt.Errorf("quorum identity: %w", err)
 	}
-	issuer, err := n.dir.LoadIdentity(enrol.Issuer)
+	issuer, err := n.dir.LoadIssuer()
 	if err != nil {
 		return fmt.Errorf("issuing key: %w", err)
 	}
@@ -64,7 +78,9 @@ func (n *Node) startMember() error {
 	if err != nil {
 		return err
 	}
-	m := &member{n: n, key: quorumID.Key, issuer: issuer, fsm: raftfsm.New(n.info.Fleet), doubt: make(chan struct{}, 1)}
+	m := &member{n: n, key: quorumID.Key, fsm: raftfsm.New(n.info.Fleet), doubt: make(chan struct{}, 1), made: n.cfg.Now(), fresh: fresh}
+	m.issuer.Store(issuer)
+	m.ctx, m.cancel = context.WithCancel(n.ctx)
 	m.rpc = rpc.NewClient(n.dialRPC(fleet.RoleQuorum))
 	m.rpc.UseRelays(m.otherVoters)
 	m.quorum, err = quorum.Open(quorum.Config{
@@ -79,10 +95,11 @@ func (n *Node) startMember() error {
 			return fleet.VoterMark{}
 		},
 		Timing: n.raftTiming(), Memory: n.cfg.Memory, Bootstrap: n.cfg.Memory && genesis != nil,
-		Fatal: n.fatal, Logger: n.calmly("quorum"),
+		Fatal: n.fatal, Logger: n.calmlyUntil("quorum", func() bool { return n.stopping.Load() || m.abandon.Load() }),
 	})
 	if err != nil {
 		err = errors.Join(err, m.rpc.Close())
+		m.cancel()
 	}
 	if kind := fleet.KindOf(err); kind == fleet.Corrupt || kind == fleet.NotFound {
 		return &refusedStore{err}
@@ -92,7 +109,7 @@ func (n *Node) startMember() error {
 	}
 	m.control = control.New(control.Config{
 		Self: n.info.Node, Quorum: m.quorum, FSM: m.fsm, RPC: m.rpc, Presence: m.presence, Blobs: n.blobs,
-		Clock: m.mayStamp, Level: n.level(), At: n.cfg.At, Spread: n.putBlob,
+		Expires: m.expires, Clock: m.mayStamp, Level: n.level(), At: n.cfg.At, Spread: n.putBlob, Farewell: m.tellAll,
 		Now: n.cfg.Now, Logger: n.log.With("component", "control"),
 	})
 	m.signer = cosign.New(cosign.Config{
@@ -131,22 +148,27 @@ func (n *Node) startMember() error {
 		Lost: 3 * n.heartbeatInterval(), Now: n.cfg.Now, Logger: n.log.With("component", "api"),
 	})
 	n.member.Store(m)
-	n.run("quorum", func(ctx context.Context) error {
+	m.run("quorum", func(ctx context.Context) error {
 		<-ctx.Done()
 		closing, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
-		return errors.Join(m.quorum.Close(closing), m.rpc.Close())
+		end := m.quorum.Close
+		if m.abandon.Load() {
+			end = m.quorum.Abandon
+		}
+		return errors.Join(end(closing), m.rpc.Close())
 	})
-	n.run("leader", func(ctx context.Context) error {
+	m.run("leader", func(ctx context.Context) error {
 		return m.quorum.Lead(ctx, func(ctx context.Context) error { return m.lead(ctx, genesis) })
 	})
-	n.run("trust", m.followTrust)
-	n.run("reverse", func(ctx context.Context) error {
+	m.run("trust", m.followTrust)
+	m.run("reverse", func(ctx context.Context) error {
 		return m.rpc.ServeReverse(ctx, n.transport.Listener(transport.Reverse), peerOf)
 	})
-	n.run("removals", m.followRemovals)
-	n.run("states", m.compareStates)
-	n.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
+	m.run("removals", m.followRemovals)
+	m.run("states", m.compareStates)
+	m.run("api", func(ctx context.Context) error { return m.api.Serve(ctx, n.transport.Listener(transport.API)) })
+	n.followTrust(nil, n.trust.Load())
 	return nil
 }
 
@@ -162,6 +184,24 @@ func (n *Node) fence(err error) {
 	n.quorumTLS.Store(nil)
 	n.fenced.Store(&fleet.Warning{Code: fleet.WarnQuorumStore, Message: err.Error() + "; this host does not vote", Remedy: fleet.HintOf(err)})
 	n.log.Error("this host does not vote: its quorum store is refused", "err", err, "next", fleet.HintOf(err))
+}
+
+// run is Node.run for a part that ends with the member. It ends before, with an
+// error, only as a part of the host does.
+func (m *member) run(component string, part func(ctx context.Context) error) {
+	m.parts.Add(1)
+	started := m.n.run(component, func(context.Context) error {
+		defer m.parts.Done()
+		err := part(m.ctx)
+		if err != nil && m.ctx.Err() != nil {
+			m.n.log.Debug("part ended with the quorum half", "component", component, "err", err)
+			return nil
+		}
+		return err
+	})
+	if !started {
+		m.parts.Done()
+	}
 }
 
 // prepareStore makes Raft's stores where they may be made: for a fleet that
@@ -213,6 +253,7 @@ func (m *member) lead(ctx context.Context, genesis []byte) error {
 	}
 	m.n.beats.Kick()
 	wg.Go(func() { m.control.Reconcile(ctx) })
+	wg.Go(func() { m.tellFormer(ctx) })
 	wg.Go(func() { m.probe(ctx) })
 	wg.Go(func() { m.rotateGossipKeys(ctx) })
 	wg.Go(func() { m.control.RaiseFeatures(ctx) })
@@ -338,22 +379,17 @@ func (m *member) followRemovals(ctx context.Context) error {
 // admitRaft lets in who votes or follows, by trust.json or by Raft's own
 // configuration (candidates are in it before trust.json names them).
 func (m *member) admitRaft(peer identity.Peer, trust *identity.Trust) bool {
-	if trust.IsVoter(peer.Node, peer.Key) {
-		return true
-	}
-	if m.refuseRemoved(peer.Node) != nil {
+	return trust.IsVoter(peer.Node, peer.Key) || m.inConfiguration(peer.Node)
+}
+
+// inConfiguration reports whether Raft's configuration names a host that is of
+// the fleet.
+func (m *member) inConfiguration(id fleet.NodeID) bool {
+	if m.refuseRemoved(id) != nil {
 		return false
 	}
 	servers, err := m.quorum.Servers()
-	if err != nil {
-		return false
-	}
-	for _, s := range servers {
-		if s.ID == peer.Node {
-			return true
-		}
-	}
-	return false
+	return err == nil && slices.ContainsFunc(servers, func(s quorum.Server) bool { return s.ID == id })
 }
 
 // applied asks another host of the quorum how far it has applied the log.
@@ -385,12 +421,13 @@ func (m *member) answerHeartbeat(peer identity.Peer, req *rpc.HeartbeatRequest) 
 	if resp.Leader == m.n.info.Node {
 		resp.Dial = uint8(m.reachOf(peer.Node).Dial)
 	}
-	if t := store.Trust(); t != nil && t.Version > req.TrustVersion {
+	if t := store.Trust(); t != nil && t.NewerThan(req.TrustEpoch, req.TrustVersion) {
 		resp.Trust = t.Raw()
 	}
 	if g := store.GossipKeys(); g != nil && g.Version > req.Keys {
 		resp.Keys = &rpc.GossipKeys{Version: g.Version, Keys: g.Raw()}
 	}
+	resp.Outside = req.Quorum && m.quorum.Outside(peer.Node)
 	resp.View, resp.ViewIndex = viewSince(store.Nodes(), store.Removals(), req.ViewIndex)
 	return resp, nil
 }
@@ -494,13 +531,13 @@ func (m *member) keepBlob(head rpc.BlobHead, body io.Reader) error {
 // issuing is what this host signs the certificates of agents with.
 func (m *member) issuing() (*enrol.Issuing, error) {
 	store := m.fsm.Store()
-	trust := store.Trust()
-	if trust == nil || !trust.Issuer(m.issuer.Key.Public(), m.n.cfg.Now()) {
+	trust, issuer := store.Trust(), m.issuer.Load()
+	if trust == nil || !trust.Issuer(issuer.Key.Public(), m.n.cfg.Now()) {
 		return nil, fleet.Errorf(fleet.Unavailable, "this host does not vote yet: its issuing key is not in trust.json")
 	}
 	info := store.Fleet()
 	return &enrol.Issuing{
-		FleetName: info.Name, Key: m.issuer.Key, Issuer: m.issuer.Chain[0], Root: info.RootCertificate,
+		FleetName: info.Name, Key: issuer.Key, Issuer: issuer.Chain[0], Root: info.RootCertificate,
 		Trust: trust.Raw(), GossipKeys: store.GossipKeys().Raw(),
 	}, nil
 }
@@ -547,69 +584,6 @@ func (m *member) changeAddress(ctx context.Context, req *rpc.ChangeAddressReques
 		return nil, err
 	}
 	return &rpc.ChangeAddressResponse{NodeRecord: record}, nil
-}
-
-// candidate makes this host's request to become a voter.
-func (n *Node) candidate() ([]byte, error) {
-	quorumKey, err := n.dir.LoadOrCreateKey(enrol.Quorum)
-	if err != nil {
-		return nil, err
-	}
-	issuerKey, err := n.dir.LoadOrCreateKey(enrol.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	return identity.NewCandidate(identity.Candidate{
-		Fleet: n.info.Fleet, Node: n.info.Node, Quorum: quorumKey.Public(), Issuer: issuerKey.Public(),
-	}, n.key, quorumKey, issuerKey)
-}
-
-// installQuorum makes this host eligible. The certificates prove themselves:
-// the root key signed them for keys that lie here.
-func (n *Node) installQuorum(_ context.Context, req *rpc.InstallQuorumRequest) error {
-	n.installMu.Lock()
-	defer n.installMu.Unlock()
-	if n.member.Load() != nil {
-		return nil // installed by an earlier try
-	}
-	now := n.cfg.Now()
-	for _, want := range []struct {
-		name string
-		role fleet.Role
-		der  []byte
-	}{{enrol.Quorum, fleet.RoleQuorum, req.QuorumCert}, {enrol.Issuer, fleet.RoleIssuer, req.IssuerCert}} {
-		key, err := n.dir.LoadOrCreateKey(want.name)
-		if err != nil {
-			return err
-		}
-		if err := identity.CheckIssued(want.der, n.info.RootCertificate, want.role, n.info.Node, key.Public(), now); err != nil {
-			return err
-		}
-	}
-	if !n.cfg.Memory {
-		if err := quorum.Create(n.dir.File("quorum"), false, n.info.Node); err != nil && fleet.KindOf(err) != fleet.Conflict {
-			return err
-		}
-	}
-	if err := errors.Join(
-		n.dir.SaveChain(enrol.Issuer, req.IssuerCert, n.info.RootCertificate),
-		n.dir.SaveChain(enrol.Quorum, req.QuorumCert, n.info.RootCertificate)); err != nil {
-		return err
-	}
-	id, err := n.dir.LoadIdentity(enrol.Quorum)
-	if err != nil {
-		return err
-	}
-	cert := id.TLS()
-	n.quorumTLS.Store(&cert)
-	if err := n.startMember(); err != nil {
-		if n.fenced.Load() != nil {
-			n.quorumTLS.Store(nil)
-		}
-		return err
-	}
-	n.fenced.Store(nil)
-	return nil
 }
 
 // parseChain parses certificates, leaf first.

@@ -25,8 +25,14 @@ func (n *Node) buildRPC() {
 	rpc.Handle(s, rpc.MethodRelease, n.releaseCommand)
 	rpc.Handle(s, rpc.MethodQueryCommand, n.query)
 	rpc.Handle(s, rpc.MethodListed, n.listed)
-	rpc.Handle(s, rpc.MethodCandidate, func(context.Context, identity.Peer, *rpc.Empty) (*rpc.CandidateResponse, error) {
-		c, err := n.candidate()
+	rpc.Handle(s, rpc.MethodTrust, func(_ context.Context, _ identity.Peer, req *rpc.TrustRequest) (*rpc.TrustResponse, error) {
+		if err := n.setTrust(req.Trust); err != nil {
+			return nil, err
+		}
+		return &rpc.TrustResponse{Trust: n.trust.Load().Raw()}, nil
+	})
+	rpc.Handle(s, rpc.MethodCandidate, func(_ context.Context, _ identity.Peer, req *rpc.CandidateRequest) (*rpc.CandidateResponse, error) {
+		c, err := n.candidate(req.NewIssuer)
 		return &rpc.CandidateResponse{Candidate: c, Level: n.level()}, err
 	})
 	rpc.Handle(s, rpc.MethodInstallQuorum, func(ctx context.Context, _ identity.Peer, req *rpc.InstallQuorumRequest) (*rpc.Empty, error) {
@@ -68,7 +74,7 @@ func (n *Node) buildRPC() {
 		return &rpc.ReadIndexResponse{Index: index}, err
 	}))
 	rpc.Handle(s, rpc.MethodApplied, asMember(n, func(_ context.Context, m *member, _ identity.Peer, _ *rpc.Empty) (*rpc.AppliedResponse, error) {
-		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano(), Level: n.level()}, nil
+		return &rpc.AppliedResponse{Index: m.fsm.Applied(), Time: n.cfg.Now().UnixNano(), Level: n.level(), Expires: m.expires().UnixNano()}, nil
 	}))
 	rpc.Handle(s, rpc.MethodStateHash, asMember(n, func(ctx context.Context, m *member, _ identity.Peer, req *rpc.StateHashRequest) (*rpc.StateHashResponse, error) {
 		ctx, cancel := context.WithTimeout(ctx, hashTime)
@@ -119,10 +125,10 @@ func asMember[Req, Resp any](n *Node, f func(ctx context.Context, m *member, pee
 func (n *Node) memberFor(peer identity.Peer) (*member, error) {
 	m := n.member.Load()
 	if m == nil {
-		return nil, fleet.Errorf(fleet.Unavailable, "%s is not a host of the quorum", n.info.Node)
+		return nil, fleet.CodeErrorf(fleet.Unavailable, fleet.CodeNotOfQuorum, "%s is not a host of the quorum", n.info.Node)
 	}
 	if peer.Role == fleet.RoleQuorum && !m.admitRaft(peer, n.trust.Load()) {
-		return nil, fleet.Errorf(fleet.Denied, "%s is not in this fleet's quorum", peer.Node)
+		return nil, fleet.CodeErrorf(fleet.Denied, fleet.CodeNotOfQuorum, "%s is not in this fleet's quorum", peer.Node)
 	}
 	if peer.Role == fleet.RoleAgent {
 		row := m.fsm.Store().Node(peer.Node)

@@ -140,7 +140,9 @@ type Node struct {
 	ringRef   atomic.Pointer[gossip.Ring] // nil until this host has its node record
 	ringKeys  ringKeys
 	view      *view
-	boot      string                   // names this run of the agent
+	boot      string      // names this run of the agent
+	unseat    chan string // why the quorum half is to end; see seat.go
+	retired   atomic.Pointer[enrol.Retired]
 	clones    atomic.Pointer[[]string] // where other hosts with this identity are heard from, as a voter says
 
 	nodeName atomic.Pointer[string] // this host's, as the registry has it
@@ -191,7 +193,7 @@ func New(cfg Config) (_ *Node, err error) {
 		cfg: cfg, dir: dir, info: info, root: info.Root(),
 		log: cfg.Logger, started: cfg.Now(),
 		seen:  presence.NewTable(cloneBeats * cmp.Or(cfg.Timing.Heartbeat, presence.DefaultInterval)),
-		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}),
+		ready: make(chan struct{}), done: make(chan struct{}), retrust: make(chan struct{}), unseat: make(chan string, 1),
 	}
 	n.nodeName.Store(&info.NodeName)
 	n.program = newProgram(cfg)
@@ -270,6 +272,14 @@ func newInstance() (string, error) {
 }
 
 func (n *Node) loadIdentities() error {
+	if err := n.dir.FinishRetiring(); err != nil {
+		return err
+	}
+	retired, err := n.dir.Retired()
+	if err != nil {
+		return err
+	}
+	n.retired.Store(retired)
 	agent, err := n.dir.LoadIdentity(enrol.Agent)
 	if err != nil {
 		return fmt.Errorf("agent identity: %w", err)
@@ -314,7 +324,8 @@ func (n *Node) Start(context.Context) error {
 	n.run("join", func(ctx context.Context) error {
 		return n.joinServer().Serve(ctx, n.transport.Listener(transport.Join))
 	})
-	if n.quorumTLS.Load() != nil {
+	n.run("seat", n.runSeat)
+	if n.quorumTLS.Load() != nil && !n.recoveredWithout() {
 		err := n.startMember()
 		var refused *refusedStore
 		if errors.As(err, &refused) {
@@ -331,6 +342,7 @@ func (n *Node) Start(context.Context) error {
 	n.run("renewal", n.runRenewal)
 	n.run("standing", n.runStanding)
 	n.run("upgrade", n.runUpgraded)
+	n.run("recheck", n.runRecheck)
 	if gone := n.gone.Load(); gone != nil {
 		n.log.Error("this host is of the fleet no more and runs nothing", "reason", gone.Message)
 	}
@@ -339,11 +351,12 @@ func (n *Node) Start(context.Context) error {
 
 // run runs a part until the host stops. A part that ends with an error stops
 // the host: a host that lives on without one of its parts would lie about it.
-func (n *Node) run(component string, part func(ctx context.Context) error) {
+// It reports false when the host has stopped and the part was not started.
+func (n *Node) run(component string, part func(ctx context.Context) error) (started bool) {
 	n.parts.Lock()
 	defer n.parts.Unlock()
 	if n.closed {
-		return
+		return false
 	}
 	n.wg.Go(func() {
 		if err := part(n.ctx); err != nil && n.ctx.Err() == nil {
@@ -351,11 +364,17 @@ func (n *Node) run(component string, part func(ctx context.Context) error) {
 			n.cancel(fmt.Errorf("%s: %w", component, err))
 		}
 	})
+	return true
 }
 
 // calmly is the logger of a part that is not ours and calls its end an error.
 func (n *Node) calmly(component string) *slog.Logger {
-	return logging.Calm(n.log.With(logging.ComponentKey, component), n.stopping.Load)
+	return n.calmlyUntil(component, n.stopping.Load)
+}
+
+// calmlyUntil is calmly for a part that may end before the host.
+func (n *Node) calmlyUntil(component string, ending func() bool) *slog.Logger {
+	return logging.Calm(n.log.With(logging.ComponentKey, component), ending)
 }
 
 // fatal stops the host after an error that it must not survive.
@@ -494,8 +513,11 @@ func (n *Node) admit(p transport.Proto, peer identity.Peer) error {
 				return fleet.Errorf(fleet.Denied, "the quorum certificate of %s is not for the key that trust.json version %d names", peer.Node, trust.Version)
 			}
 		}
-		if p == transport.Raft && (m == nil || !m.admitRaft(peer, trust)) {
-			return fleet.Errorf(fleet.Denied, "%s is not in this fleet's quorum", peer.Node)
+		// A certificate of the quorum lasts 400 days: who counts says trust.json,
+		// and on hosts of the quorum Raft's configuration, which knows those that
+		// are on their way in or out.
+		if !trust.IsVoter(peer.Node, peer.Key) && (m == nil || !m.inConfiguration(peer.Node)) {
+			return fleet.Errorf(fleet.Denied, "%s is not in this fleet's quorum by trust.json version %d", peer.Node, trust.Version)
 		}
 	}
 	return nil
@@ -511,7 +533,7 @@ func (n *Node) setTrust(raw []byte) error {
 		return err
 	}
 	held := n.trust.Load()
-	if next.Version <= held.Version || next.Epoch < held.Epoch {
+	if !next.NewerThan(held.Epoch, held.Version) {
 		return nil
 	}
 	if err := n.dir.SaveTrust(next); err != nil {
@@ -520,8 +542,11 @@ func (n *Node) setTrust(raw []byte) error {
 	n.trust.Store(next)
 	close(n.retrust)
 	n.retrust = make(chan struct{})
-	n.log.Info("trust changed", "trust", next.Version, "voters", len(next.Voters), "k", next.K)
-	n.recheck()
+	n.log.Info("trust changed", "trust", next.Version, "epoch", next.Epoch, "voters", len(next.Voters), "k", next.K)
+	if n.member.Load() == nil {
+		n.recheck() // on a host of the quorum a moment later: see runRecheck
+	}
+	n.followTrust(held, next)
 	return nil
 }
 
@@ -538,6 +563,39 @@ func (n *Node) recheck() {
 	n.transport.Recheck()
 	if ring := n.ringRef.Load(); ring != nil {
 		ring.Recheck()
+	}
+}
+
+const (
+	// recheckEvery is how often every open connection is judged anew.
+	recheckEvery = 10 * time.Second
+
+	// trustGrace is how long a host of the quorum keeps connections that a new
+	// trust.json ends: over them the hosts hear of it, and those whose
+	// certificate counts no more get another. No new one is let in meanwhile.
+	trustGrace = 5 * time.Second
+)
+
+// runRecheck judges open connections again and again: certificates end, and
+// issuing keys, and Raft's configuration changes, without anybody saying so.
+func (n *Node) runRecheck(ctx context.Context) error {
+	ticker := time.NewTicker(recheckEvery)
+	defer ticker.Stop()
+	var soon <-chan time.Time // nil while trust.json has not just changed
+	for {
+		changed := n.trustChanged()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			soon = time.After(trustGrace)
+			ticker.Reset(recheckEvery)
+		case <-soon:
+			soon = nil
+			n.recheck()
+		case <-ticker.C:
+			n.recheck()
+		}
 	}
 }
 

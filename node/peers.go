@@ -108,7 +108,13 @@ func (n *Node) voters() []fleet.NodeID {
 
 func (n *Node) leader() fleet.NodeID {
 	if m := n.member.Load(); m != nil {
-		return m.quorum.Leader()
+		if leader := m.quorum.Leader(); leader != "" {
+			return leader
+		}
+		if n.trust.Load().IsVoter(n.info.Node, m.key.Public()) {
+			return ""
+		}
+		// Nobody speaks Raft with a host that was taken out of the quorum.
 	}
 	return n.view.leader()
 }
@@ -125,11 +131,12 @@ type view struct {
 	index map[fleet.NodeID]uint64 // by voter: how far its rows reach; a voter that lies spoils its own only
 	asOf  time.Time
 	lead  fleet.NodeID
+	named map[fleet.NodeID]fleet.NodeID // by voter: who leads, as it said last
 	peers map[fleet.NodeID]string
 }
 
 func newView(now func() time.Time) *view {
-	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, gone: map[fleet.NodeID]bool{}, index: map[fleet.NodeID]uint64{}, peers: map[fleet.NodeID]string{}}
+	return &view{now: now, rows: map[fleet.NodeID]rpc.ViewRow{}, gone: map[fleet.NodeID]bool{}, index: map[fleet.NodeID]uint64{}, peers: map[fleet.NodeID]string{}, named: map[fleet.NodeID]fleet.NodeID{}}
 }
 
 // What a view holds at most: one voter that makes rows up must not fill the
@@ -183,7 +190,22 @@ func (v *view) merge(voter fleet.NodeID, resp *rpc.HeartbeatResponse) (removed b
 		}
 	}
 	v.index[voter], v.asOf, v.lead = resp.ViewIndex, v.now(), resp.Leader
+	v.named[voter] = resp.Leader
 	return removed
+}
+
+// leads reports whether k voters say that this one leads: what only the leader
+// may tell a host is not taken from any voter that calls itself one.
+func (v *view) leads(voter fleet.NodeID, k int) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	say := 0
+	for _, leader := range v.named {
+		if leader == voter {
+			say++
+		}
+	}
+	return say >= k
 }
 
 func (v *view) isRemoved(node fleet.NodeID) bool {

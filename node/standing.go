@@ -50,12 +50,14 @@ func (n *Node) runStanding(ctx context.Context) error {
 		if !heard.IsZero() && n.cfg.Now().Sub(heard) < 2*every {
 			continue
 		}
+		n.seekTrust(ctx)
 		n.askStanding(ctx)
 	}
 }
 
 // askStanding asks every voter whether this host is still of the fleet. One
-// whose certificate ended while it was off gets another.
+// whose certificate ended while it was off, or was issued by a key that counts no
+// more, gets another.
 func (n *Node) askStanding(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -95,18 +97,22 @@ func (n *Node) askStanding(ctx context.Context) {
 				return
 			}
 		}
-	case renewal != nil && n.cfg.Now().After(n.agentTLS.Load().Leaf.NotAfter):
+	case renewal != nil:
 		err := n.setTrust(renewal.Trust)
+		now := n.cfg.Now()
+		if err == nil && !now.After(n.agentTLS.Load().Leaf.NotAfter) && n.trust.Load().Issuer(n.issuedBy(), now) {
+			return // it is in order: the voters do not answer for another reason
+		}
 		if err == nil {
 			err = n.install(&rpc.RenewResponse{
 				Certificate: renewal.Certificate, Issuer: renewal.Issuer, NodeRecord: renewal.NodeRecord,
 			})
 		}
 		if err != nil {
-			n.log.Warn("certificate had ended and was not renewed", "err", err)
+			n.log.Warn("certificate counted no more and was not renewed", "err", err)
 			return
 		}
-		n.log.Info("certificate had ended and was renewed")
+		n.log.Info("certificate counted no more and was renewed")
 		n.beats.Kick()
 	}
 }

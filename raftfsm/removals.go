@@ -96,7 +96,7 @@ func (s *step) removable(id fleet.NodeID) (*fleet.Node, error) {
 // OfTheQuorum is the refusal to remove or replace a host that decides.
 func OfTheQuorum(n *fleet.Node) error {
 	return fleet.Errorf(fleet.Conflict, "%s (%s) is of the quorum: it cannot leave the fleet, be removed or be replaced", n.Name, n.ID).
-		WithHint("this release does not take hosts out of the quorum")
+		WithHint("take it out of the quorum first: fleet quorum remove or replace, with the root key")
 }
 
 func votes(t *identity.Trust, id fleet.NodeID) bool {

@@ -254,8 +254,8 @@ func (r *restorer) loadTrust(row *bytesRow) error {
 	if err != nil {
 		return err
 	}
-	if known := r.old.Trust(); known != nil && t.Version < known.Version {
-		return fmt.Errorf("trust.json of version %d would replace version %d", t.Version, known.Version)
+	if known := r.old.Trust(); known != nil && known.NewerThan(t.Epoch, t.Version) {
+		return fmt.Errorf("trust.json of epoch %d, version %d would replace epoch %d, version %d", t.Epoch, t.Version, known.Epoch, known.Version)
 	}
 	r.step.PutTrust(t)
 	return nil

@@ -563,7 +563,7 @@ func TestSnapshotCannotTakeBack(t *testing.T) {
 	w := fullWorld(t)
 	later := fullWorld(t)
 	later.must(&entry.Trust{Stamp: later.now, Trust: trustJSON(t, rootKey, 3, 0, 1)})
-	if err := later.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "would replace version 3") {
+	if err := later.fsm.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, w.fsm)))); !strings.Contains(fmt.Sprint(err), "would replace epoch 0, version 3") {
 		t.Errorf("an older trust.json: %v", err)
 	}
 	gone := fullWorld(t)

@@ -45,7 +45,9 @@ func (s *step) readGenesis(signed []byte) (*identity.GenesisPayload, *identity.T
 	return p, t, nil
 }
 
-// trust takes the next trust.json.
+// trust takes a newer trust.json. Versions may be left out: one that the root
+// key signed and that did not get here is never signed again for something else
+// (see identity.RootKeyFile.SignTrust), and can come no more once a newer one did.
 func trust(s *step, e *entry.Trust) (any, error) {
 	s.at(e.Stamp)
 	t, err := identity.ParseTrust(e.Trust, s.Fleet().Root)
@@ -53,11 +55,8 @@ func trust(s *step, e *entry.Trust) (any, error) {
 		return nil, err
 	}
 	current := s.Trust()
-	if t.Version != current.Version+1 {
-		return nil, fleet.Errorf(fleet.Conflict, "trust.json of version %d cannot follow version %d", t.Version, current.Version)
-	}
-	if t.Epoch < current.Epoch {
-		return nil, fleet.Errorf(fleet.Conflict, "trust.json of epoch %d cannot follow epoch %d", t.Epoch, current.Epoch)
+	if !t.NewerThan(current.Epoch, current.Version) {
+		return nil, fleet.Errorf(fleet.Conflict, "trust.json of epoch %d, version %d cannot follow epoch %d, version %d", t.Epoch, t.Version, current.Epoch, current.Version)
 	}
 	for _, v := range t.Voters {
 		if r := s.Removal(v.Node); r != nil {

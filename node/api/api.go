@@ -68,7 +68,7 @@ type Control interface {
 	KeepProgram(ctx context.Context, d fleet.Digest, size int64, body io.Reader) (copies int, err error)
 
 	Quorum(ctx context.Context) (control.QuorumView, error)
-	Candidate(ctx context.Context, node fleet.NodeID) ([]byte, error)
+	Candidate(ctx context.Context, node fleet.NodeID, newIssuer bool) ([]byte, error)
 	Eligible(ctx context.Context) ([]fleet.NodeID, error)
 }
 
@@ -86,7 +86,7 @@ const (
 	// readTime and mutateTime bound the work on one request.
 	readTime   = 20 * time.Second
 	mutateTime = 30 * time.Second
-	// membershipTime is for AddVoters, which waits for logs to be copied.
+	// membershipTime is for ChangeQuorum, which waits for logs to be copied.
 	membershipTime = 2 * time.Minute
 )
 

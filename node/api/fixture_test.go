@@ -283,7 +283,7 @@ func (f *fakeControl) Quorum(context.Context) (control.QuorumView, error) {
 	return f.quorum, nil
 }
 
-func (f *fakeControl) Candidate(_ context.Context, node fleet.NodeID) ([]byte, error) {
+func (f *fakeControl) Candidate(_ context.Context, node fleet.NodeID, _ bool) ([]byte, error) {
 	return []byte("candidate of " + node), nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"fleet/node/control"
 	"fleet/node/fleet"
 	"fleet/raftfsm/state"
 )
@@ -25,6 +26,9 @@ func describeQuorum(ctx context.Context, c *call, store *state.Store,
 		m := fleet.QuorumMember{
 			InstanceId: server.ID, Role: fleet.RoleNameEligible, Leader: server.ID == view.Leader,
 			Reachable: server.Reachable, AppliedIndex: server.Applied,
+		}
+		if !server.Expires.IsZero() {
+			m.CertificateExpires = fleet.InstantOf(server.Expires.UnixNano())
 		}
 		if server.Voter {
 			m.Role = fleet.RoleNameVoter
@@ -62,7 +66,7 @@ func getCandidate(ctx context.Context, c *call, store *state.Store,
 	if err != nil {
 		return nil, err
 	}
-	candidate, err := c.cfg.Control.Candidate(ctx, id)
+	candidate, err := c.cfg.Control.Candidate(ctx, id, req.NewIssuer)
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +138,9 @@ func (s *said) warnings(store *state.Store, r *fleet.GetStatusResult) []fleet.Wa
 	var all []fleet.Warning
 	for _, server := range s.quorum.Servers {
 		if server.Reachable {
+			if left := server.Expires.Sub(s.now); !server.Expires.IsZero() && left < control.CertificateWarning {
+				all = append(all, control.CertificateEnds(nameOf(store, server.ID), left))
+			}
 			continue
 		}
 		name := string(server.ID)

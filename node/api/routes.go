@@ -31,7 +31,7 @@ var routes = []route{
 	{"CancelCommand", mutateTime, mutate},
 	{"PutTarget", mutateTime, mutate},
 	{"DeleteTarget", mutateTime, mutate},
-	{"AddVoters", membershipTime, mutate},
+	{"ChangeQuorum", membershipTime, mutate},
 	{"CreateOperator", mutateTime, mutate},
 	{"DeleteOperator", mutateTime, mutate},
 	{"RotateGossipKey", mutateTime, mutate},

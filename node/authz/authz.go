@@ -62,7 +62,7 @@ var Operations = []Operation{
 	{"CancelCommand", Signed, "CancelCommand"},
 	{"PutTarget", Signed, "PutTarget"},
 	{"DeleteTarget", Signed, "DeleteTarget"},
-	{"AddVoters", Signed, "AddVoters"},
+	{"ChangeQuorum", Signed, "ChangeQuorum"},
 	{"CreateOperator", Signed, "CreateOperator"},
 	{"DeleteOperator", Signed, "DeleteOperator"},
 	{"RotateGossipKey", Signed, "RotateGossipKey"},

@@ -40,7 +40,7 @@ func TestAllowed(t *testing.T) {
 		want      string // part of the error; "" is allowed
 		kind      fleet.Kind
 	}{
-		{"all may sign", all, "AddVoters", "", 0},
+		{"all may sign", all, "ChangeQuorum", "", 0},
 		{"named may sign", sender, "SendCommand", "", 0},
 		{"named may not another", sender, "CreateActivation", "ci may not CreateActivation", fleet.Denied},
 		{"none may not sign", none, "SendCommand", "guest may not SendCommand", fleet.Denied},

@@ -145,6 +145,8 @@ func (e *env) commands() []*cli.Command {
 		e.activationCommand(),
 		e.quorumCommand(),
 		e.gossipKeyCommand(),
+		e.caCommand(),
+		e.revokeCommand(),
 		e.commandCommand(), e.targetCommand(),
 		e.backupCommand(),
 	}

@@ -58,6 +58,14 @@ type Config struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 
+	// Expires is when this host's quorum certificate ends.
+	Expires func() time.Time
+
+	// Farewell is called when this host leads, is to leave the quorum and another
+	// is about to lead: the hosts may know no other voter. It must return within
+	// seconds.
+	Farewell func(ctx context.Context)
+
 	// Clock is nil while this host's clock agrees with the other voters'. Stamps
 	// never fall: one entry of a leader whose clock is days ahead would make
 	// every signed request of those days look expired.
@@ -90,7 +98,7 @@ const (
 	opChangeAddress = "fleet:ChangeAddress"
 	opLeave         = "fleet:Leave"
 
-	opAddVoters = "AddVoters" // the one signed operation that is more than a log entry
+	opChangeQuorum = "ChangeQuorum" // the one signed operation that is more than a log entry
 )
 
 // Mutate decides an operator's signed request, here or on the leader, and
@@ -121,7 +129,7 @@ func (c *Control) route(ctx context.Context, operation string, body, proof []byt
 	deadline, cancel := context.WithTimeout(hope, leaderWait)
 	defer cancel()
 	forward := hope // a leader that does not answer is not waited for when there can be no other
-	if operation == opAddVoters {
+	if operation == opChangeQuorum {
 		forward = ctx
 	}
 	for {
@@ -141,10 +149,14 @@ func (c *Control) route(ctx context.Context, operation string, body, proof []byt
 		default:
 			err = fleet.Errorf(fleet.NotLeader, "no leader")
 		}
+		var told *fleet.Error
 		switch kind := fleet.KindOf(err); {
-		case kind == fleet.NotLeader, kind == fleet.NoQuorum, kind == fleet.Unavailable && operation != opAddVoters:
+		case kind == fleet.Denied && errors.As(err, &told) && told.Code == fleet.CodeNotOfQuorum:
+			// The change that this host passes on may be its own end.
+			return nil, fleet.Errorf(fleet.Unavailable, "this host is of the quorum no more").WithHint("ask another host of the quorum")
+		case kind == fleet.NotLeader, kind == fleet.NoQuorum, kind == fleet.Unavailable && operation != opChangeQuorum:
 			// The leader changed or is gone; nothing was decided by this try.
-			// (Adding voters asks other hosts, whose silence is an answer.)
+			// (A change of the quorum asks other hosts, whose silence is an answer.)
 		default:
 			return answer, err
 		}
@@ -193,8 +205,8 @@ func (c *Control) decide(ctx context.Context, operation string, body, proof []by
 	if err := c.authenticate(operation, body, proof); err != nil {
 		return nil, err
 	}
-	if operation == opAddVoters {
-		return c.addVoters(ctx, body)
+	if operation == opChangeQuorum {
+		return c.changeQuorum(ctx, body)
 	}
 	mutation, ok := mutations[operation]
 	if !ok {
@@ -456,8 +468,9 @@ type ServerView struct {
 	ID        fleet.NodeID
 	Voter     bool
 	Reachable bool
-	Applied   uint64 // last log index that it has applied
-	Level     uint32 // the newest feature level that it knows; 0 when it did not answer
+	Applied   uint64    // last log index that it has applied
+	Expires   time.Time // of its quorum certificate; zero for not known
+	Level     uint32    // the newest feature level that it knows; 0 when it did not answer
 }
 
 // Quorum asks every host of the quorum how far it is.
@@ -474,6 +487,7 @@ func (c *Control) Quorum(ctx context.Context) (QuorumView, error) {
 		view.Servers[i] = ServerView{ID: s.ID, Voter: s.Voter}
 		if s.ID == c.cfg.Self {
 			view.Servers[i].Reachable, view.Servers[i].Applied, view.Servers[i].Level = true, c.cfg.FSM.Applied(), c.cfg.Level
+			view.Servers[i].Expires = c.cfg.Expires()
 			continue
 		}
 		wg.Go(func() {
@@ -481,6 +495,9 @@ func (c *Control) Quorum(ctx context.Context) (QuorumView, error) {
 			if err == nil {
 				view.Servers[i].Reachable, view.Servers[i].Applied = true, resp.Index
 				view.Servers[i].Level = max(resp.Level, entry.BaseLevel)
+				if resp.Expires > 0 {
+					view.Servers[i].Expires = time.Unix(0, resp.Expires)
+				}
 			}
 		})
 	}

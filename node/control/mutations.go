@@ -61,9 +61,11 @@ func (c *Control) createActivation(ctx context.Context, body, proof []byte) ([]b
 	if err != nil {
 		return nil, err
 	}
-	if err := c.refuseMember(fleet.NodeID(req.Replaces)); err != nil {
+	done, err := c.refuseMember(ctx, fleet.NodeID(req.Replaces))
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	a, err := c.creation(body, proof)
 	if err != nil {
 		return nil, err
@@ -173,9 +175,11 @@ func (c *Control) enrol(ctx context.Context, request []byte) ([]byte, error) {
 		return encodeNode(row)
 	} else if a := c.cfg.FSM.Store().Activation(p.Activation); row == nil && a != nil {
 		if a.Replaces != "" {
-			if err := c.refuseMember(a.Replaces); err != nil {
+			done, err := c.refuseMember(ctx, a.Replaces)
+			if err != nil {
 				return nil, err
 			}
+			defer done()
 		} else if p.Name == "" && a.DefaultName == "" {
 			// Its ID would become its name: the host knows a better one.
 			return nil, fleet.CodeErrorf(fleet.Invalid, fleet.CodeNoNodeName, "the host gives no name, and activation %s has none", a.ID).

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"fleet/node/fleet"
@@ -13,12 +15,14 @@ import (
 	"fleet/node/rpc"
 	"fleet/node/wire"
 	"fleet/raftfsm/entry"
+	"fleet/raftfsm/quorum"
 	"fleet/raftfsm/state"
 )
 
 // Candidate asks a host for its request to become a voter. The host makes its
-// quorum and issuing keys for it if it has none.
-func (c *Control) Candidate(ctx context.Context, node fleet.NodeID) ([]byte, error) {
+// quorum and issuing keys for it if it has none; with newIssuer, another issuing
+// key beside the one that it uses.
+func (c *Control) Candidate(ctx context.Context, node fleet.NodeID, newIssuer bool) ([]byte, error) {
 	store, err := c.Read(ctx, false)
 	if err != nil {
 		return nil, err
@@ -27,7 +31,8 @@ func (c *Control) Candidate(ctx context.Context, node fleet.NodeID) ([]byte, err
 	if n == nil {
 		return nil, fleet.Errorf(fleet.NotFound, "no node %s", node)
 	}
-	resp, err := rpc.Call[rpc.Empty, rpc.CandidateResponse](ctx, c.cfg.RPC, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodCandidate, &rpc.Empty{})
+	resp, err := rpc.Call[rpc.CandidateRequest, rpc.CandidateResponse](ctx, c.cfg.RPC, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodCandidate,
+		&rpc.CandidateRequest{NewIssuer: newIssuer})
 	if err != nil {
 		return nil, fleet.Errorf(fleet.Unavailable, "%s (%s) does not give its request to become a voter: %w", n.Name, n.Address, err).
 			WithHint("check that fleet runs on %s and that %s can be reached from the quorum", n.Name, n.Address)
@@ -39,18 +44,19 @@ func (c *Control) Candidate(ctx context.Context, node fleet.NodeID) ([]byte, err
 	return resp.Candidate, nil
 }
 
-// addVoters makes hosts eligible and, when the request brings the next version
-// of trust.json, voters. It runs on the leader. Each step may be repeated, so
-// the same request may be sent again after a failure: nothing votes before the
-// new trust.json is committed, and that happens after every candidate holds
-// its certificates and the log.
-func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
-	changed, err := c.changeQuorum(ctx)
+// changeQuorum gives hosts what the root key signed for them and, when the
+// request brings the next trust.json, makes Raft's voters those that it names.
+// It runs on the leader. Each step may be repeated, so the same request may be
+// sent again after a failure: who votes does not change before the new
+// trust.json is committed, and that happens after every candidate holds its
+// certificates and the log, and when enough of those who are to vote answer.
+func (c *Control) changeQuorum(ctx context.Context, body []byte) ([]byte, error) {
+	done, err := c.takeTurn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer changed()
-	var req fleet.AddVotersRequest
+	defer done()
+	var req fleet.ChangeQuorumRequest
 	if err := wire.StrictJSON(body, &req); err != nil {
 		return nil, fleet.Errorf(fleet.Invalid, "%w", err)
 	}
@@ -58,6 +64,18 @@ func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
 	next, err := c.nextTrust(store, req.Trust)
 	if err != nil {
 		return nil, err
+	}
+	if err := c.checkRemovals(next, req.Remove); err != nil {
+		return nil, err
+	}
+	if len(req.Trust) > 0 {
+		// Before anything is signed into a log by a leader that is none any more.
+		if err := c.handOver(ctx, next); err != nil {
+			return nil, err
+		}
+		if err := c.feasible(ctx, next, req.Candidates, req.Force); err != nil {
+			return nil, err
+		}
 	}
 	for _, cand := range req.Candidates {
 		if err := c.admit(ctx, store, cand); err != nil {
@@ -69,11 +87,16 @@ func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
+	for _, id := range req.Remove {
+		if err := c.cfg.Quorum.RemoveServer(ctx, id); err != nil {
+			return nil, fmt.Errorf("take %s out of the quorum: %w", id, err)
+		}
+	}
 	servers, err := c.cfg.Quorum.Servers()
 	if err != nil {
 		return nil, err
 	}
-	var result fleet.AddVotersResult
+	result := fleet.ChangeQuorumResult{TrustVersion: c.cfg.FSM.Store().Trust().Version}
 	for _, s := range servers {
 		if s.Voter {
 			result.Voters = append(result.Voters, s.ID)
@@ -86,11 +109,11 @@ func (c *Control) addVoters(ctx context.Context, body []byte) ([]byte, error) {
 	return json.Marshal(result)
 }
 
-// changeQuorum waits for its turn to change who decides; done ends the turn.
-// It does not refuse at once: what is under way is often the same request,
-// whose caller lost its connection, or Reconcile on a leader that was elected
-// in the middle of it.
-func (c *Control) changeQuorum(ctx context.Context) (done func(), _ error) {
+// takeTurn waits for its turn to change who decides; done ends the turn. It
+// does not refuse at once: what is under way is often the same request, whose
+// caller lost its connection, or Reconcile on a leader that was elected in the
+// middle of it.
+func (c *Control) takeTurn(ctx context.Context) (done func(), _ error) {
 	ctx, cancel := context.WithTimeout(ctx, membershipWait)
 	defer cancel()
 	select {
@@ -101,9 +124,9 @@ func (c *Control) changeQuorum(ctx context.Context) (done func(), _ error) {
 	}
 }
 
-// nextTrust reads the trust.json of the request: the version after the
-// committed one, or the committed one itself when the request is repeated.
-// Without one it is the committed version.
+// nextTrust reads the trust.json of the request: a version after the committed
+// one, or the committed one itself when the request is repeated. Without one it
+// is the committed version.
 func (c *Control) nextTrust(store *state.Store, raw []byte) (*identity.Trust, error) {
 	current := store.Trust()
 	if current == nil {
@@ -116,14 +139,172 @@ func (c *Control) nextTrust(store *state.Store, raw []byte) (*identity.Trust, er
 	if err != nil {
 		return nil, err
 	}
-	if next.Version != current.Version+1 {
-		return nil, fleet.Errorf(fleet.Conflict, "the signed trust.json has version %d; after version %d comes %d", next.Version, current.Version, current.Version+1).
+	if next.Version <= current.Version {
+		return nil, fleet.Errorf(fleet.Conflict, "the signed trust.json has version %d, and the fleet has version %d", next.Version, current.Version).
 			WithHint("another change came first: run the command again")
+	}
+	if next.Epoch != current.Epoch {
+		return nil, fleet.Errorf(fleet.Conflict, "the signed trust.json is of epoch %d, the fleet of epoch %d: epochs rise only when a fleet is recovered by force",
+			next.Epoch, current.Epoch)
 	}
 	return next, nil
 }
 
-// admit gives a candidate its certificates and lets it follow the log.
+// checkRemovals accepts hosts that follow the log and neither vote nor will.
+func (c *Control) checkRemovals(next *identity.Trust, remove []fleet.NodeID) error {
+	servers, err := c.cfg.Quorum.Servers()
+	if err != nil {
+		return err
+	}
+	for _, id := range remove {
+		if votes(next, id) || slices.ContainsFunc(servers, func(s quorum.Server) bool { return s.ID == id && s.Voter }) {
+			return fleet.Errorf(fleet.Invalid, "%s votes: only a trust.json that does not name it takes its vote", id)
+		}
+	}
+	return nil
+}
+
+// handOver makes another host lead when this one is not to vote any more: its
+// own signature would not count, and nobody can take himself out of the quorum.
+// Nothing of the request is done yet; whoever leads now does all of it.
+func (c *Control) handOver(ctx context.Context, next *identity.Trust) error {
+	if votes(next, c.cfg.Self) {
+		return nil
+	}
+	servers, err := c.cfg.Quorum.Servers()
+	if err != nil {
+		return err
+	}
+	voting := map[fleet.NodeID]bool{}
+	for _, s := range servers {
+		voting[s.ID] = s.Voter
+	}
+	var to []fleet.NodeID
+	for _, v := range next.Voters {
+		if voting[v.Node] {
+			to = append(to, v.Node)
+		}
+	}
+	answers := c.answers(ctx, to)
+	for _, id := range to {
+		if !answers[id] {
+			continue
+		}
+		if err := c.cfg.Quorum.TransferTo(ctx, id); err != nil {
+			c.cfg.Logger.Warn("leadership not handed over", "peer", id, "err", err)
+			continue
+		}
+		c.cfg.Logger.Info("leadership handed over: this host is to leave the quorum", "peer", id)
+		return fleet.Errorf(fleet.NotLeader, "%s does not lead any more", c.cfg.Self)
+	}
+	return nil // nobody who stays votes yet: seat hands over when somebody does
+}
+
+// answers asks hosts whether they are there.
+func (c *Control) answers(ctx context.Context, ids []fleet.NodeID) map[fleet.NodeID]bool {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	said := make([]bool, len(ids))
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		if id == c.cfg.Self {
+			said[i] = true
+			continue
+		}
+		wg.Go(func() {
+			_, err := rpc.Call[rpc.Empty, rpc.AppliedResponse](ctx, c.cfg.RPC, voter(id), rpc.MethodApplied, &rpc.Empty{})
+			said[i] = err == nil
+		})
+	}
+	wg.Wait()
+	all := map[fleet.NodeID]bool{}
+	for i, id := range ids {
+		all[id] = said[i]
+	}
+	return all
+}
+
+// feasible refuses a change after which, or in the middle of which, fewer than
+// a majority of the voters would answer. Candidates count: they are asked when
+// they get their certificates.
+func (c *Control) feasible(ctx context.Context, next *identity.Trust, candidates []fleet.NewVoter, force bool) error {
+	now, err := c.votingNow()
+	if err != nil {
+		return err
+	}
+	answers := c.answers(ctx, now)
+	for _, cand := range candidates {
+		answers[cand.InstanceId] = true
+	}
+	_, err = steps(now, next, answers)
+	if err != nil && force {
+		c.cfg.Logger.Warn("change of the quorum is forced", "err", err)
+		return nil
+	}
+	return err
+}
+
+func (c *Control) votingNow() ([]fleet.NodeID, error) {
+	servers, err := c.cfg.Quorum.Servers()
+	if err != nil {
+		return nil, err
+	}
+	var ids []fleet.NodeID
+	for _, s := range servers {
+		if s.Voter {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids, nil
+}
+
+// change is one step: a host gets a vote, or loses it.
+type change struct {
+	node fleet.NodeID
+	add  bool
+}
+
+// steps orders a change of who votes: first whoever comes, then whoever goes,
+// and of those first the ones that do not answer, which can only be in the way
+// of a majority. The error says that one of the steps would leave no majority
+// that answers; the steps are those all the same.
+func steps(now []fleet.NodeID, next *identity.Trust, answers map[fleet.NodeID]bool) (all []change, err error) {
+	for _, v := range next.Voters {
+		if !slices.Contains(now, v.Node) {
+			all = append(all, change{v.Node, true})
+		}
+	}
+	for _, silent := range []bool{true, false} {
+		for _, id := range now {
+			if !votes(next, id) && answers[id] != silent {
+				all = append(all, change{id, false})
+			}
+		}
+	}
+	voting := slices.Clone(now)
+	for _, step := range all {
+		if step.add {
+			voting = append(voting, step.node)
+		} else {
+			voting = slices.DeleteFunc(voting, func(id fleet.NodeID) bool { return id == step.node })
+		}
+		var silent []string
+		for _, id := range voting {
+			if !answers[id] {
+				silent = append(silent, string(id))
+			}
+		}
+		if answering := len(voting) - len(silent); err == nil && answering < len(voting)/2+1 {
+			err = fleet.Errorf(fleet.Conflict, "%d of %d voters would answer: nothing could be decided any more; no answer from %s",
+				answering, len(voting), strings.Join(silent, ", ")).
+				WithHint("start fleet there, or replace those first; --force goes on all the same: if they do not come back, " +
+					"only fleet quorum recover helps, which may lose what was decided")
+		}
+	}
+	return all, err
+}
+
+// admit gives a host its certificates and lets it follow the log.
 func (c *Control) admit(ctx context.Context, store *state.Store, cand fleet.NewVoter) error {
 	n := store.Node(cand.InstanceId)
 	if n == nil {
@@ -137,11 +318,12 @@ func (c *Control) admit(ctx context.Context, store *state.Store, cand fleet.NewV
 	if err := c.cfg.Quorum.AddNonvoter(ctx, n.ID); err != nil {
 		return fmt.Errorf("let %s follow the log: %w", n.Name, err)
 	}
-	c.cfg.Logger.Info("host became eligible", "peer", n.ID)
+	c.cfg.Logger.Info("host holds certificates of the quorum", "peer", n.ID)
 	return nil
 }
 
-// promote commits the new trust.json and makes everyone in it a voter.
+// promote commits the new trust.json and makes Raft's voters those that it
+// names.
 func (c *Control) promote(ctx context.Context, store *state.Store, next *identity.Trust) error {
 	servers, err := c.cfg.Quorum.Servers()
 	if err != nil {
@@ -152,16 +334,15 @@ func (c *Control) promote(ctx context.Context, store *state.Store, next *identit
 		voting[s.ID] = s.Voter
 	}
 	for _, v := range next.Voters {
-		if _, known := voting[v.Node]; !known {
+		votes, known := voting[v.Node]
+		if !known {
 			return fleet.Errorf(fleet.Invalid, "the signed trust.json names %s, which neither votes nor is among the candidates", v.Node)
+		}
+		if votes {
+			continue // one that is away must not keep another from taking its place
 		}
 		if err := c.cfg.Quorum.CaughtUp(ctx, v.Node); err != nil {
 			return fleet.Errorf(fleet.Unavailable, "%s has not caught up with the log: %w", v.Node, err)
-		}
-	}
-	for _, s := range servers {
-		if s.Voter && !votes(next, s.ID) {
-			return fleet.Errorf(fleet.Invalid, "the signed trust.json leaves out the voter %s; removing voters is not part of this operation", s.ID)
 		}
 	}
 	if next.Version != store.Trust().Version {
@@ -174,47 +355,81 @@ func (c *Control) promote(ctx context.Context, store *state.Store, next *identit
 	return c.seat(ctx, next)
 }
 
-// seat makes those voters whom trust.json names and who do not vote yet.
+// seat makes those vote whom trust.json names, and nobody else. A leader that
+// it does not name leads until somebody else can.
 func (c *Control) seat(ctx context.Context, trust *identity.Trust) error {
-	servers, err := c.cfg.Quorum.Servers()
+	now, err := c.votingNow()
 	if err != nil {
 		return err
 	}
-	for _, s := range servers {
-		if s.Voter || !votes(trust, s.ID) {
-			continue
+	ask := slices.Clone(now)
+	for _, v := range trust.Voters {
+		if !slices.Contains(ask, v.Node) {
+			ask = append(ask, v.Node)
 		}
-		if err := c.cfg.Quorum.CaughtUp(ctx, s.ID); err != nil {
-			return fleet.Errorf(fleet.Unavailable, "%s has not caught up with the log: %w", s.ID, err)
+	}
+	todo, _ := steps(now, trust, nil)
+	if len(todo) == 0 {
+		return nil
+	}
+	todo, risk := steps(now, trust, c.answers(ctx, ask))
+	if risk != nil {
+		c.cfg.Logger.Warn("the quorum changes while voters are away", "err", risk)
+	}
+	for _, step := range todo {
+		switch {
+		case step.add:
+			if err := c.cfg.Quorum.CaughtUp(ctx, step.node); err != nil {
+				return fleet.Errorf(fleet.Unavailable, "%s has not caught up with the log: %w", step.node, err)
+			}
+			if err := c.cfg.Quorum.AddVoter(ctx, step.node); err != nil {
+				return fmt.Errorf("make %s a voter: %w", step.node, err)
+			}
+			c.cfg.Logger.Info("host became a voter", "peer", step.node)
+		case step.node == c.cfg.Self:
+			c.cfg.Farewell(ctx)
+			if err := c.handOver(ctx, trust); err != nil {
+				return err // the next leader goes on: see Reconcile
+			}
+			return fleet.Errorf(fleet.Unavailable, "no other voter answers that could lead in the place of %s, which is to leave the quorum", c.cfg.Self)
+		default:
+			if err := c.cfg.Quorum.RemoveServer(ctx, step.node); err != nil {
+				return fmt.Errorf("take the vote of %s: %w", step.node, err)
+			}
+			c.cfg.Logger.Info("host votes no more", "peer", step.node)
 		}
-		if err := c.cfg.Quorum.AddVoter(ctx, s.ID); err != nil {
-			return fmt.Errorf("make %s a voter: %w", s.ID, err)
-		}
-		c.cfg.Logger.Info("host became a voter", "peer", s.ID)
 	}
 	return nil
 }
 
-// Reconcile finishes, on a leader, a change of the quorum that was cut short
-// after its trust.json was committed. It returns when trust.json and Raft agree
-// on who votes, or when ctx is done.
+// Reconcile holds, on a leader, that Raft's voters are those of trust.json: it
+// finishes a change that was cut short after its trust.json was committed. It
+// returns when ctx is done.
 func (c *Control) Reconcile(ctx context.Context) {
 	for {
+		store := c.cfg.FSM.Store()
+		changed, abandoned := store.WatchTrust(), store.Abandoned()
 		err := c.reconcile(ctx)
-		if err == nil || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return
 		}
-		c.cfg.Logger.Warn("trust.json names voters who do not vote yet", "err", err)
+		var again <-chan time.Time
+		if err != nil {
+			c.cfg.Logger.Warn("trust.json and Raft do not agree yet on who votes", "err", err)
+			again = time.After(reconcileRetry)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(reconcileRetry):
+		case <-again:
+		case <-changed:
+		case <-abandoned:
 		}
 	}
 }
 
 func (c *Control) reconcile(ctx context.Context) error {
-	done, err := c.changeQuorum(ctx)
+	done, err := c.takeTurn(ctx)
 	if err != nil {
 		return err
 	}
@@ -239,4 +454,17 @@ const (
 
 func votes(trust *identity.Trust, id fleet.NodeID) bool {
 	return trust != nil && slices.ContainsFunc(trust.Voters, func(v identity.TrustVoter) bool { return v.Node == id })
+}
+
+// CertificateWarning is how long before its end a quorum certificate is warned
+// of: it lasts 400 days, and the root key that signs the next one is offline.
+const CertificateWarning = 60 * 24 * time.Hour
+
+// CertificateEnds is the warning that a host's quorum certificate ends, or did.
+func CertificateEnds(name string, left time.Duration) fleet.Warning {
+	text := fmt.Sprintf("the quorum certificate of %s expires in %d days", name, int(left.Hours()/24))
+	if left < 0 {
+		text = fmt.Sprintf("the quorum certificate of %s has expired", name)
+	}
+	return fleet.Warning{Code: "QuorumCertificateExpiring", Message: text, Remedy: "fleet quorum renew --root-key FILE"}
 }

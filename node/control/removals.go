@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"fleet/node/fleet"
 	"fleet/node/identity"
@@ -11,6 +12,7 @@ import (
 	"fleet/node/wire"
 	"fleet/raftfsm"
 	"fleet/raftfsm/entry"
+	"fleet/raftfsm/quorum"
 )
 
 func (c *Control) removeNode(ctx context.Context, body, proof []byte) ([]byte, error) {
@@ -18,9 +20,11 @@ func (c *Control) removeNode(ctx context.Context, body, proof []byte) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	if err := c.refuseMember(fleet.NodeID(req.InstanceId)); err != nil {
+	done, err := c.refuseMember(ctx, fleet.NodeID(req.InstanceId))
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	r, err := decideEntry[*fleet.Removal](ctx, c, &entry.RemoveNode{Authority: c.authority(body, proof)})
 	if err != nil {
 		return nil, err
@@ -47,9 +51,11 @@ func (c *Control) leave(ctx context.Context, farewell []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.refuseMember(l.Node); err != nil {
+	done, err := c.refuseMember(ctx, l.Node)
+	if err != nil {
 		return nil, err
 	}
+	defer done()
 	r, err := decideEntry[*fleet.Removal](ctx, c, &entry.Leave{Stamp: c.cfg.Now().UnixNano(), Request: farewell})
 	if err != nil {
 		return nil, err
@@ -60,19 +66,23 @@ func (c *Control) leave(ctx context.Context, farewell []byte) ([]byte, error) {
 
 // refuseMember refuses the end of a host that is in Raft's configuration. Apply
 // refuses that of voters itself; a host that is only eligible it does not know.
-func (c *Control) refuseMember(id fleet.NodeID) error {
+// Until done is called nobody changes the quorum: a host that is being made a
+// voter must not be removed in the middle of it.
+func (c *Control) refuseMember(ctx context.Context, id fleet.NodeID) (done func(), err error) {
 	n := c.cfg.FSM.Store().Node(id)
 	if n == nil {
-		return nil // Apply says why
+		return func() {}, nil // Apply says why
+	}
+	if done, err = c.takeTurn(ctx); err != nil {
+		return nil, err
 	}
 	servers, err := c.cfg.Quorum.Servers()
+	if err == nil && slices.ContainsFunc(servers, func(s quorum.Server) bool { return s.ID == id }) {
+		err = raftfsm.OfTheQuorum(n)
+	}
 	if err != nil {
-		return err
+		done()
+		return nil, err
 	}
-	for _, s := range servers {
-		if s.ID == id {
-			return raftfsm.OfTheQuorum(n)
-		}
-	}
-	return nil
+	return done, nil
 }

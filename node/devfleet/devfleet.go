@@ -311,8 +311,8 @@ func (f *Fleet) addVoters(ctx context.Context, c *client.Client) error {
 	if err != nil {
 		return err
 	}
-	var result fleet.AddVotersResult
-	if err := c.Call(ctx, "AddVoters", req, &result); err != nil {
+	var result fleet.ChangeQuorumResult
+	if err := c.Call(ctx, "ChangeQuorum", req, &result); err != nil {
 		return err
 	}
 	f.opts.Progress(fmt.Sprintf("%d voters", len(result.Voters)))

@@ -219,12 +219,35 @@ func byAgent() map[string][]attack {
 		all[method] = with(byRole, attacks)
 	}
 	all[rpc.MethodCarry] = orders(carry) // the ticket decides, not who brings it
+	all[rpc.MethodTrust] = trusts()
 	return all
+}
+
+// trusts are what anybody may ask: trust.json is no secret. What the root key
+// did not sign is not taken.
+func trusts() []attack {
+	return []attack{
+		{"the one that counts", harmless, ask[rpc.TrustRequest, rpc.TrustResponse](rpc.MethodTrust, func(r *raid, _ place) (*rpc.TrustRequest, error) {
+			return &rpc.TrustRequest{Trust: r.trust.Raw()}, nil
+		})},
+		{"one of its own", refused, ask[rpc.TrustRequest, rpc.TrustResponse](rpc.MethodTrust, func(r *raid, _ place) (*rpc.TrustRequest, error) {
+			forged := *r.trust
+			forged.Fleet, forged.Version, forged.FirstOperator = fleet.IDOf(r.key.Public()), r.trust.Version+1, nil
+			other, err := identity.GenerateKey() // the signing key may have no second purpose
+			if err != nil {
+				return nil, err
+			}
+			forged.Voters, forged.K, forged.Issuers = []identity.TrustVoter{{Node: r.info.Node, Key: other.Public()}}, 1, nil
+			b, err := identity.SignTrust(r.key, forged)
+			return &rpc.TrustRequest{Trust: b}, err
+		})},
+	}
 }
 
 // byQuorum is what the holder of one quorum key can try.
 func byQuorum() map[string][]attack {
 	all := ofQuorum()
+	all[rpc.MethodTrust] = trusts()
 	for method, attacks := range byAgent() {
 		if all[method] == nil {
 			all[method] = with(byRole, attacks)
@@ -881,7 +904,7 @@ func forwards() []attack {
 	operators := func(r *raid) fleet.KeyID { return r.cred.Key.Public().ID() }
 	forged("signed with the stolen key", "SendCommand", ownKey)
 	forged("signed with the stolen key in the operator's name", "SendCommand", operators)
-	forged("voters, signed with the stolen key", "AddVoters", ownKey)
+	forged("voters, signed with the stolen key", "ChangeQuorum", ownKey)
 	forged("an operator, signed with the stolen key", "CreateOperator", ownKey)
 	forged("an operator, signed with the stolen key in the operator's name", "CreateOperator", operators)
 	forged("a dismissal, signed with the stolen key in the operator's name", "DeleteOperator", operators)

@@ -358,11 +358,16 @@ func (s *scene) testTheft(t *testing.T) {
 		l.quorum = s.certify(t, agentLoot)
 		r := &raid{scene: s, thief: s.thief(t, l, fleet.RoleQuorum, l.quorum), order: o, honest: honest}
 		for _, at := range r.places() {
-			if err := closed(t.Context(), s.host(at.name).Address(), transport.Raft, "quorum."+string(at.to.Node), &r.cert); err != nil {
-				t.Errorf("%s at %s: %v", transport.Raft, at.name, err)
+			protos := []transport.Proto{transport.RPC}
+			if at.to.Role == fleet.RoleQuorum {
+				protos = append(protos, transport.Raft)
+			}
+			for _, p := range protos {
+				if err := closed(t.Context(), s.host(at.name).Address(), p, at.to.Role.String()+"."+string(at.to.Node), &r.cert); err != nil {
+					t.Errorf("%s at the %s identity of %s: %v", p, at.to.Role, at.name, err)
+				}
 			}
 		}
-		r.walk(t, byQuorum())
 		nothing(t)
 	})
 

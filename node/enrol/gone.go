@@ -56,7 +56,7 @@ func (d *Dir) forgetGone() error {
 		return err
 	}
 	for _, name := range []string{
-		"FORMAT", "fleet.json", "keys", "trust.json", "gossip.keys", "peers.json", "journal", "work", "blob", "quorum", GoneFile,
+		"FORMAT", "fleet.json", "keys", "trust.json", "gossip.keys", "peers.json", "journal", "work", "blob", "quorum", RetiredFile, RetiredDir, GoneFile,
 	} {
 		if err := os.RemoveAll(d.File(name)); err != nil {
 			return fmt.Errorf("empty the data directory: %w", err)

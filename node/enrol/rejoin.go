@@ -113,7 +113,7 @@ func RejoinHost(ctx context.Context, o RejoinOptions) (*JoinResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	if next.Version > held.Version && next.Epoch >= held.Epoch {
+	if next.NewerThan(held.Epoch, held.Version) {
 		if err := dir.SaveTrust(next); err != nil {
 			return nil, err
 		}

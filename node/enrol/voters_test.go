@@ -82,7 +82,7 @@ func TestPlanVoters(t *testing.T) {
 				t.Errorf("%d candidates, want %d", len(plan.Candidates), len(tc.candidates))
 			}
 			file := rootKeyFile(t)
-			req := must[*fleet.AddVotersRequest](t)(plan.Sign(testRoot, file, testStart))
+			req := must[*fleet.ChangeQuorumRequest](t)(plan.Sign(testRoot, file, testStart))
 			checkSigned(t, req, tc.candidates)
 			if tc.k == 0 {
 				if req.Trust != nil || file.LastTrust != 0 {
@@ -119,7 +119,7 @@ func rootKeyFile(t *testing.T) *identity.RootKeyFile {
 }
 
 // checkSigned checks the certificates of a request for hosts by number.
-func checkSigned(t *testing.T, req *fleet.AddVotersRequest, numbers []int) {
+func checkSigned(t *testing.T, req *fleet.ChangeQuorumRequest, numbers []int) {
 	t.Helper()
 	if len(req.Candidates) != len(numbers) {
 		t.Fatalf("%d candidates in the request, want %d", len(req.Candidates), len(numbers))
@@ -211,21 +211,21 @@ func TestSignRefuses(t *testing.T) {
 			t.Errorf("signed: %v, %v", req, err)
 		}
 	})
-	t.Run("an older version than was signed", func(t *testing.T) {
+	t.Run("after an older version than was shown", func(t *testing.T) {
 		file := rootKeyFile(t)
-		if err := file.RecordTrust(9); err != nil {
+		if err := file.NoteTrust(9); err != nil {
 			t.Fatal(err)
 		}
 		req, err := plan(t).Sign(testRoot, file, testStart)
-		wantError(t, err, fleet.Conflict, "version 9 already")
+		wantError(t, err, fleet.Conflict, "it has shown version 9")
 		if req != nil {
 			t.Error("a request beside the error")
 		}
 	})
 	t.Run("the same again", func(t *testing.T) {
 		file, p := rootKeyFile(t), plan(t)
-		first := must[*fleet.AddVotersRequest](t)(p.Sign(testRoot, file, testStart))
-		again := must[*fleet.AddVotersRequest](t)(p.Sign(testRoot, file, testStart))
+		first := must[*fleet.ChangeQuorumRequest](t)(p.Sign(testRoot, file, testStart))
+		again := must[*fleet.ChangeQuorumRequest](t)(p.Sign(testRoot, file, testStart))
 		if string(first.Trust) != string(again.Trust) {
 			t.Error("another trust.json of the same version")
 		}

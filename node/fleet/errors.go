@@ -49,6 +49,10 @@ const CodeNoNodeName = "NoNodeName"
 // fleet.
 const CodeNodeRemoved = "NodeRemoved"
 
+// CodeNotOfQuorum is the Code of what a host is told that speaks as one of the
+// quorum and is none, or none any more.
+const CodeNotOfQuorum = "NotOfTheQuorum"
+
 // Error is an error that a caller may see. Message is for a person and names
 // what was wrong; Hint says what to do. Code is SSM's name for the error where
 // SSM has one (for example "InvalidInstanceId") and else empty. Err is the

@@ -173,6 +173,8 @@ type QuorumMember struct {
 	Reachable    bool   `json:"Reachable"`
 	AppliedIndex uint64 `json:"AppliedIndex"`
 	Fingerprint  string `json:"Fingerprint,omitempty"` // of its quorum key
+
+	CertificateExpires Instant `json:"CertificateExpires,omitempty"` // absent while it does not answer
 }
 
 // GetStatusRequest has no members.
@@ -342,9 +344,11 @@ type GetTrustResult struct {
 	Eligible        []NodeID `json:"Eligible"`
 }
 
-// GetCandidateRequest asks a host for its request to become a voter.
+// GetCandidateRequest asks a host for its request to become a voter; with
+// NewIssuer, a voter for its request to issue with a new key.
 type GetCandidateRequest struct {
 	InstanceId NodeID `json:"InstanceId"`
+	NewIssuer  bool   `json:"NewIssuer,omitempty"`
 }
 
 // GetCandidateResult is the request, signed by the host.
@@ -359,17 +363,21 @@ type NewVoter struct {
 	IssuerCertificate []byte `json:"IssuerCertificate"`
 }
 
-// AddVotersRequest makes hosts eligible and, with the next version of
-// trust.json, voters.
-type AddVotersRequest struct {
-	Candidates []NewVoter `json:"Candidates"`
-	Trust      []byte     `json:"Trust,omitempty"` // absent: the candidates stay eligible
+// ChangeQuorumRequest is what the root key signed to change who decides:
+// certificates for hosts, and the next trust.json. Hosts that it names and that
+// do not vote yet become voters, voters that it does not name vote no more.
+type ChangeQuorumRequest struct {
+	Candidates []NewVoter `json:"Candidates,omitempty"`
+	Trust      []byte     `json:"Trust,omitempty"`  // absent: it stays as it is, and candidates that do not vote are eligible
+	Remove     []NodeID   `json:"Remove,omitempty"` // eligible hosts that follow the log no more
+	Force      bool       `json:"Force,omitempty"`  // also when fewer than a majority of those who are to vote answer
 }
 
-// AddVotersResult says who votes now.
-type AddVotersResult struct {
-	Voters   []NodeID `json:"Voters"`
-	Eligible []NodeID `json:"Eligible,omitempty"`
+// ChangeQuorumResult says who votes now.
+type ChangeQuorumResult struct {
+	Voters       []NodeID `json:"Voters"`
+	Eligible     []NodeID `json:"Eligible,omitempty"`
+	TrustVersion uint32   `json:"TrustVersion"`
 }
 
 // LocalStatus is what one host says of itself to whoever may open its socket.
@@ -392,8 +400,8 @@ type LocalStatus struct {
 	Containment     string    `json:"Containment"` // how the processes of commands are held together, and what limits them
 	Warnings        []Warning `json:"Warnings,omitempty"`
 
-	// Candidate is the fingerprint of the quorum key that this host offers:
-	// compare it with what "fleet quorum add" shows. Empty on a voter.
+	// Candidate is the fingerprint of the keys that this host offers to the
+	// quorum: compare it with what "fleet quorum add" shows. Empty on a voter.
 	Candidate string `json:"Candidate,omitempty"`
 }
 

@@ -27,6 +27,7 @@ type RootKeyFile struct {
 	Certificate []byte // of the root, DER
 	Created     time.Time
 	LastTrust   uint32 // highest version of trust.json that was signed; 0 before the first
+	TrustShown  uint32 // highest version that the fleet has shown
 	Sealed      bool   // a passphrase is needed for the key
 }
 
@@ -36,10 +37,12 @@ type rootKeyFile struct {
 	Fleet       string `json:"fleet"`
 	Name        string `json:"name"`
 	Certificate []byte `json:"certificate"`
-	Created     string `json:"created"` // RFC 3339: people read this file
-	Trust       uint32 `json:"trust"`
-	Key         []byte `json:"key,omitempty"`    // seed
-	Sealed      string `json:"sealed,omitempty"` // the seed, age-encrypted to a passphrase, armored
+	Created     string `json:"created"`                // RFC 3339: people read this file
+	Trust       uint32 `json:"trust"`                  // last version that was signed
+	TrustDigest string `json:"trust-digest,omitempty"` // SHA-256 of that file
+	TrustShown  uint32 `json:"trust-shown,omitempty"`  // highest version that the fleet showed
+	Key         []byte `json:"key,omitempty"`          // seed
+	Sealed      string `json:"sealed,omitempty"`       // the seed, age-encrypted to a passphrase, armored
 }
 
 // scryptWork is the cost of guessing a passphrase once, as a power of two:
@@ -135,35 +138,6 @@ func ReadRootKeyFile(path string) (*RootKeyFile, error) {
 	return f, err
 }
 
-// RecordTrust notes the highest version of trust.json that is about to be
-// signed, on disk when it returns, and refuses to go back (kind Conflict). The
-// same version again is accepted: the first try may not have reached the fleet.
-func (f *RootKeyFile) RecordTrust(version uint32) error {
-	now, raw, err := readRootKeyFile(f.Path)
-	if err != nil {
-		return err
-	}
-	if now.Fleet != f.Fleet {
-		return fleet.Errorf(fleet.Conflict, "root-key file %s now belongs to fleet %s", f.Path, now.Fleet)
-	}
-	if version < raw.Trust {
-		return fleet.Errorf(fleet.Conflict, "root-key file %s has signed trust version %d already: version %d is older",
-			f.Path, raw.Trust, version).WithHint("the fleet that answers is behind: do not sign for it before you know why")
-	}
-	if version > raw.Trust {
-		raw.Trust = version
-		b, err := encodeFile(raw)
-		if err != nil {
-			return fmt.Errorf("record trust version in %s: %w", f.Path, err)
-		}
-		if err := replace(f.Path, b); err != nil {
-			return fmt.Errorf("record trust version in %s: %w", f.Path, err)
-		}
-	}
-	f.LastTrust = version
-	return nil
-}
-
 func readRootKeyFile(path string) (*RootKeyFile, *rootKeyFile, error) {
 	// The mode is judged below: a sealed key may lie on a stick without modes.
 	b, err := readPrivate(path, true)
@@ -197,7 +171,7 @@ func readRootKeyFile(path string) (*RootKeyFile, *rootKeyFile, error) {
 	}
 	return &RootKeyFile{
 		Path: path, Fleet: fleet.ID(raw.Fleet), Name: raw.Name, Certificate: raw.Certificate,
-		Created: created, LastTrust: raw.Trust, Sealed: raw.Sealed != "",
+		Created: created, LastTrust: raw.Trust, TrustShown: raw.TrustShown, Sealed: raw.Sealed != "",
 	}, &raw, nil
 }
 

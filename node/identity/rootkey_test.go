@@ -63,33 +63,79 @@ func TestRootKeyFile(t *testing.T) {
 	}
 }
 
-func TestRecordTrust(t *testing.T) {
+// TestRootKeyFileSignsOneOfAVersion is what keeps two trust.json of one version
+// from being signed, and a stolen leader from having one signed after an old one.
+func TestRootKeyFileSignsOneOfAVersion(t *testing.T) {
 	w := newWorld(t, 1)
 	path := filepath.Join(t.TempDir(), "acme.key")
 	if err := CreateRootKeyFile(path, "acme", w.root, w.rootDER, nil, w.now); err != nil {
 		t.Fatal(err)
 	}
-	f, err := ReadRootKeyFile(path)
-	if err != nil {
+	open := func() *RootKeyFile {
+		t.Helper()
+		f, err := ReadRootKeyFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	one := bigTrust(w)
+	one.Version = 4
+	other := one
+	other.Issuers = one.Issuers[:1]
+	sign := func(f *RootKeyFile, tr Trust, want uint32) []byte {
+		t.Helper()
+		b, err := f.SignTrust(w.root, tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, err := ParseTrust(b, w.root.Public())
+		if err != nil || signed.Version != want || f.LastTrust != want || open().LastTrust != want {
+			t.Fatalf("signed %+v, %v, the file says %d; want version %d", signed, err, open().LastTrust, want)
+		}
+		return b
+	}
+	first := sign(open(), one, 5)
+	if again := sign(open(), one, 5); !bytes.Equal(first, again) {
+		t.Error("the same content again is another file")
+	}
+	sign(open(), other, 6) // version 5 is taken, whether or not the fleet has it
+	sign(open(), one, 7)
+	one.Version = 7 // the fleet has taken it
+	sign(open(), one, 8)
+
+	// From here on the fleet has shown version 7.
+	one.Version = 6
+	_, err := open().SignTrust(w.root, one)
+	wantKind(t, err, fleet.Conflict, "the fleet shows version 6 of trust.json; it has shown version 7")
+	wantKind(t, open().CheckShown(6), fleet.Conflict, "it has shown version 7")
+	if err := open().NoteTrust(9); err != nil {
 		t.Fatal(err)
 	}
-	stale := *f
-	for _, version := range []uint32{1, 1, 2} {
-		if err := f.RecordTrust(version); err != nil || f.LastTrust != version {
-			t.Fatalf("version %d: %v, last %d", version, err, f.LastTrust)
-		}
+	if err := errors.Join(open().NoteTrust(8), open().CheckShown(9)); err != nil {
+		t.Error(err)
 	}
-	wantKind(t, f.RecordTrust(1), fleet.Conflict, "version 1 is older")
-	// The file decides, not what somebody read earlier.
-	wantKind(t, stale.RecordTrust(1), fleet.Conflict, "version 1 is older")
-	again, key, err := OpenRootKeyFile(path, nil)
-	if err != nil || again.LastTrust != 2 || key.Public() != w.root.Public() {
-		t.Errorf("after recording: %+v, %v", again, err)
-	}
+	wantKind(t, open().CheckShown(8), fleet.Conflict, "it has shown version 9")
+
+	// Two who opened it at the same time.
+	one.Version = 9
+	a, b := open(), open()
+	sign(a, one, 10)
+	sign(b, other2(one), 11)
+	wantKind(t, a.record(10, 9, []byte("x")), fleet.Conflict, "signed another trust.json of version 11")
+	wantKind(t, a.record(11, 9, []byte("x")), fleet.Conflict, "signed another trust.json of version 11")
 	wantMode(t, path)
 	if entries, _ := os.ReadDir(filepath.Dir(path)); len(entries) != 1 {
 		t.Errorf("files left behind: %v", entries)
 	}
+	if _, key, err := OpenRootKeyFile(path, nil); err != nil || key.Public() != w.root.Public() {
+		t.Errorf("after signing: %v", err)
+	}
+}
+
+func other2(t Trust) Trust {
+	t.Epoch++
+	return t
 }
 
 func TestRootKeyFileRefuses(t *testing.T) {

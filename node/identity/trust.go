@@ -16,8 +16,11 @@ import (
 const MaxTrust = 64 << 10
 
 const (
-	maxVoters  = 5
-	maxIssuers = 32
+	maxVoters = 5
+
+	// MaxIssuers is how many issuing keys a trust.json names at most, those that
+	// are being taken out of use included.
+	MaxIssuers = 32
 )
 
 // TrustIssuer is one issuing key that counts: its agent certificates and node
@@ -114,8 +117,8 @@ func (t *Trust) Validate() error {
 	if t.K != ThresholdFor(len(t.Voters)) {
 		return bad("%d voters need k = %d, not %d", len(t.Voters), ThresholdFor(len(t.Voters)), t.K)
 	}
-	if len(t.Issuers) > maxIssuers {
-		return bad("%d issuing keys are over the limit of %d", len(t.Issuers), maxIssuers)
+	if len(t.Issuers) > MaxIssuers {
+		return bad("%d issuing keys are over the limit of %d", len(t.Issuers), MaxIssuers)
 	}
 	if !slices.IsSortedFunc(t.Voters, compareVoters) || !slices.IsSortedFunc(t.Issuers, compareIssuers) {
 		return bad("voters or issuing keys are not in order")
@@ -281,6 +284,13 @@ func (t *Trust) check(root fleet.PublicKey) error {
 // Raw is the exact file that t was parsed from; nil for a Trust made by hand.
 // It must not be changed.
 func (t *Trust) Raw() []byte { return t.raw }
+
+// NewerThan reports whether t is to be followed by who holds a trust.json of this
+// epoch and version. A later epoch is newer whatever its version: it may have
+// been signed without knowledge of the last version before it.
+func (t *Trust) NewerThan(epoch, version uint32) bool {
+	return t.Epoch > epoch || t.Epoch == epoch && t.Version > version
+}
 
 // Voter finds a voter by the short ID of its quorum key.
 func (t *Trust) Voter(key fleet.KeyID) (TrustVoter, bool) {

@@ -122,7 +122,7 @@ func TestTrustValidate(t *testing.T) {
 			}
 		}, "two current"},
 		{"negative date", func(t *Trust) { t.Issuers[0].Until = -1 }, "negative"},
-		{"too many issuers", func(t *Trust) { t.Issuers = make([]TrustIssuer, maxIssuers+1) }, "over the limit"},
+		{"too many issuers", func(t *Trust) { t.Issuers = make([]TrustIssuer, MaxIssuers+1) }, "over the limit"},
 		{"operator in a later version", func(t *Trust) { t.FirstOperator = w.trust().FirstOperator }, "only version 1"},
 		{"malformed operator", func(t *Trust) {
 			t.Version, t.FirstOperator = 1, &TrustOperator{Name: "a b", Key: w.operator.Public()}

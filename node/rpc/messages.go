@@ -26,6 +26,8 @@ type HeartbeatRequest struct {
 	ViewIndex    uint64   `msgpack:"i"` // of the view held; 0 asks for all of it
 	Boot         string   `msgpack:"b"` // changes when the agent is started
 	Warnings     []string `msgpack:"w,omitempty"`
+	TrustEpoch   uint32   `msgpack:"e"`           // of the trust.json held
+	Quorum       bool     `msgpack:"q,omitempty"` // the caller has a quorum half
 
 	// Program is the SHA-256 of the program that runs; zero where that is not
 	// known, as of a release before this field.
@@ -57,6 +59,10 @@ type HeartbeatResponse struct {
 	Dial uint8 `msgpack:"d,omitempty"`
 
 	Version string `msgpack:"p,omitempty"` // of the program on the quorum host
+
+	// Outside says, to a host with a quorum half, that this one leads and that
+	// Raft's committed configuration does not name the caller.
+	Outside bool `msgpack:"o,omitempty"`
 
 	Keys *GossipKeys `msgpack:"k,omitempty"` // the gossip keys, when newer
 }
@@ -325,6 +331,28 @@ type QueryCommandRequest struct {
 // Validate checks the command ID.
 func (r *QueryCommandRequest) Validate() error { return checkCommand(r.Command) }
 
+// TrustRequest tells a host which trust.json the caller holds.
+type TrustRequest struct {
+	Trust []byte `msgpack:"t"`
+}
+
+// Validate checks the size.
+func (r *TrustRequest) Validate() error { return checkSizes(size{"trust", len(r.Trust), 64 << 10}) }
+
+// TrustResponse is the trust.json that a host holds after that.
+type TrustResponse struct {
+	Trust []byte `msgpack:"t"`
+}
+
+// Validate checks the size.
+func (r *TrustResponse) Validate() error { return checkSizes(size{"trust", len(r.Trust), 64 << 10}) }
+
+// CandidateRequest asks for a host's request to become a voter; with NewIssuer,
+// for that of a voter to issue with a new key.
+type CandidateRequest struct {
+	NewIssuer bool `msgpack:"i,omitempty"`
+}
+
 // CandidateResponse is a host's request to become a voter.
 type CandidateResponse struct {
 	Candidate []byte `msgpack:"c"`           // identity.NewCandidate
@@ -403,6 +431,9 @@ type AppliedResponse struct {
 	Index uint64 `msgpack:"i"`
 	Time  int64  `msgpack:"t"`
 	Level uint32 `msgpack:"f,omitempty"`
+
+	// Expires is when the quorum certificate of the host ends, Unix nanoseconds.
+	Expires int64 `msgpack:"e,omitempty"`
 }
 
 // StateHashRequest asks for the digest of the state at a log entry of the kind

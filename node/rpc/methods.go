@@ -37,6 +37,7 @@ const (
 
 	MethodListed       = "Listed"
 	MethodFetchProgram = "FetchProgram"
+	MethodTrust        = "Trust"
 
 	MethodCarry         = "Carry"
 	MethodDeliver       = "Deliver"
@@ -92,6 +93,9 @@ var Methods = []Method{
 	// What any host brings to any other: an order that k voters signed, which the
 	// host verifies before it serves anybody (carry.go, node/relay).
 	{MethodCarry, fromHosts, 16 << 20, 64 << 20, 32, time.Hour, true},
+
+	// What any two hosts tell each other: the root key's signature makes it true.
+	{MethodTrust, fromHosts, 66 << 10, 66 << 10, 2, 5 * time.Second, false},
 
 	// What quorum hosts ask of any host.
 	{MethodDeliver, fromQuorum, 512 << 10, 80 << 10, 16, 15 * time.Second, false},

@@ -239,6 +239,13 @@ func (t *Transport) Recheck() {
 	}
 }
 
+// Open lists the connections that were yielded or dialled and are not closed.
+func (t *Transport) Open() []*Conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.open))
+}
+
 // Stats is the state of the counters.
 func (t *Transport) Stats() Stats {
 	open, handshaking := t.limits.counts()

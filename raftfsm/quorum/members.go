@@ -46,6 +46,39 @@ func (q *Quorum) AddVoter(ctx context.Context, id fleet.NodeID) error {
 	return q.change(ctx, id, true)
 }
 
+// RemoveServer takes a host out of the configuration: it neither votes nor
+// follows the log any more, and is not told. It is no error if it is not in it.
+// The errors are those of Propose.
+func (q *Quorum) RemoveServer(ctx context.Context, id fleet.NodeID) error {
+	servers, err := q.Servers()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(servers, func(s Server) bool { return s.ID == id }) {
+		return nil
+	}
+	err = q.await(ctx, func() raft.Future { return q.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout) })
+	if err != nil {
+		return err
+	}
+	q.log.Info("quorum changed", "node", id, "removed", true)
+	return nil
+}
+
+// Outside reports whether a host is surely not in Raft's configuration: this
+// one leads, and the newest configuration that it knows is committed and does
+// not name the host.
+func (q *Quorum) Outside(id fleet.NodeID) bool {
+	if !q.Ready() {
+		return false
+	}
+	f := q.raft.GetConfiguration()
+	if f.Error() != nil || f.Index() > q.raft.CommitIndex() {
+		return false
+	}
+	return !slices.ContainsFunc(f.Configuration().Servers, func(s raft.Server) bool { return s.ID == raft.ServerID(id) })
+}
+
 func (q *Quorum) change(ctx context.Context, id fleet.NodeID, voter bool) error {
 	servers, err := q.Servers()
 	if err != nil {
@@ -140,8 +173,22 @@ func (q *Quorum) TransferLeadership(ctx context.Context) error {
 	if !slices.ContainsFunc(servers, func(s Server) bool { return s.Voter && s.ID != q.cfg.Self }) {
 		return fleet.Errorf(fleet.NoQuorum, "%s is the only voter", q.cfg.Self)
 	}
+	return q.transfer(ctx, q.raft.LeadershipTransfer)
+}
+
+// TransferTo is TransferLeadership to one voter.
+func (q *Quorum) TransferTo(ctx context.Context, id fleet.NodeID) error {
+	if !q.IsLeader() {
+		return nil
+	}
+	return q.transfer(ctx, func() raft.Future {
+		return q.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
+	})
+}
+
+func (q *Quorum) transfer(ctx context.Context, call func() raft.Future) error {
 	// The others may elect now while their answers to us say that we lead.
 	q.doubt.raise(time.Now(), q.doubt.hold)
 	defer func() { q.doubt.raise(time.Now(), q.doubt.hold) }()
-	return q.await(ctx, q.raft.LeadershipTransfer)
+	return q.await(ctx, call)
 }

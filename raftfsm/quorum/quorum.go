@@ -314,12 +314,29 @@ func (q *Quorum) Close(ctx context.Context) error {
 	return q.closeErr
 }
 
+// Abandon is Close without a farewell: for a host that is of the quorum no more.
+// Its connections end first, so that nobody hears or counts it meanwhile, and if
+// it leads it soon does no more, which answers the calls that are under way.
+func (q *Quorum) Abandon(ctx context.Context) error {
+	q.closeOnce.Do(func() {
+		err := q.trans.Close()
+		q.trans.CloseStreams()
+		q.closeErr = errors.Join(err, q.finish(ctx))
+	})
+	return q.closeErr
+}
+
 func (q *Quorum) close(ctx context.Context) error {
 	if q.IsLeader() {
 		if err := q.TransferLeadership(ctx); err != nil {
 			q.log.Debug("leadership not handed over", "err", err)
 		}
 	}
+	return q.finish(ctx)
+}
+
+// finish lets calls end and stops Raft.
+func (q *Quorum) finish(ctx context.Context) error {
 	// Raft drops what is queued when it is shut down, and whoever waits for an
 	// answer then waits for ever: no call may be under way.
 	if err := q.calls.close(ctx, q.dead); err != nil {

@@ -57,7 +57,7 @@ const (
 	otherVoters      = 4 * time.Second        // for all others, after one has said that there is no quorum
 	firstBackoff     = 100 * time.Millisecond
 	longestBackoff   = 2 * time.Second
-	longestOperation = 3 * time.Minute // AddVoters waits for logs to be copied
+	longestOperation = 3 * time.Minute // ChangeQuorum waits for logs to be copied
 	maxAnswer        = 8 << 20
 	maxQuorum        = 5
 	maxAddresses     = 16
@@ -430,7 +430,7 @@ func (c *Client) call(ctx context.Context, operation string, req, resp any, stal
 	}
 	if _, bounded := ctx.Deadline(); !bounded {
 		timeout := c.opts.Timeout
-		if operation == "AddVoters" {
+		if operation == "ChangeQuorum" {
 			timeout = max(timeout, longestOperation)
 		}
 		var cancel context.CancelFunc
