@@ -60,7 +60,7 @@ func (n *Node) askVoter(ctx context.Context, voter fleet.NodeID) (time.Time, err
 	trust := n.trust.Load()
 	req := &rpc.HeartbeatRequest{
 		Version: n.cfg.Version, TrustVersion: trust.Version, TrustEpoch: trust.Epoch, ViewIndex: n.view.at(voter), Boot: n.boot, Warnings: n.warnings(),
-		Quorum: n.member.Load() != nil,
+		Quorum:  n.member.Load() != nil,
 		Program: n.programDigest(),
 		Keys:    n.ringKeys.wanted(n.gossipStats(), n.cfg.Now()),
 	}

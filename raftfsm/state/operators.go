@@ -11,6 +11,12 @@ import (
 // making or the end of an operator. All are kept, in the order of the log: who
 // the operators are is their sum, and what somebody signed is judged by who he
 // was then.
+//
+// None is ever dropped, also not of operators who are long gone: hosts that they
+// let in or removed and targets that they saved are kept as they signed it and
+// verified again by every replica that restores a snapshot, and a key that was
+// revoked is known as such for ever. They grow by about a kilobyte for each
+// operator that comes and goes, and only operators who may make others add any.
 type Appointment struct {
 	Index   uint64     `msgpack:"ix"` // in the log
 	Kind    entry.Kind `msgpack:"k"`
