@@ -3,8 +3,8 @@
 //
 // A backup is encrypted (age: to public keys, or to a passphrase) and signed:
 // what is inside ends with an operator's signature over all that stands before
-// it, so that who can write to the place where backups lie cannot make one.
-// Inside are parts: the state, as a snapshot of a voter (raftfsm), and where it
+// it, so that who can write to the place where backups lie cannot make one of
+// this fleet. Inside are parts: the state, as a snapshot of a voter (raftfsm), and where it
 // was asked for the keys of one host of the quorum. Reading one verifies all of
 // it, the signatures of everything that operators and the root key signed
 // included, before a caller learns anything from it: what is restored must be
@@ -151,7 +151,7 @@ func (w *Writer) part(name string, from io.Reader) error {
 // the operator and the time; the rest is filled in.
 func (w *Writer) Close(key identity.PrivateKey, s identity.FileSignature) error {
 	s.Digest, s.Size = fleet.Digest(w.sum.Sum(nil)), w.size
-	signature, err := identity.SignFile(key, s)
+	signature, err := identity.SignBackup(key, s)
 	if err != nil {
 		return err
 	}
@@ -189,11 +189,13 @@ func Read(from io.Reader, identities ...age.Identity) (*Backup, error) {
 		return nil, fleet.Errorf(fleet.Corrupt, "this is no backup of a fleet: %w", err)
 	}
 	b, err := readPlain(plain)
-	if err != nil && fleet.KindOf(err) == fleet.Other {
-		err = fleet.Errorf(fleet.Corrupt, "the backup is damaged: %w", err)
+	if err != nil && !errors.Is(err, errVersion) {
+		return nil, fleet.Errorf(fleet.Corrupt, "the backup is damaged: %w", err)
 	}
 	return b, err
 }
+
+var errVersion = errors.New("the backup was made by another release")
 
 // readPlain reads what was encrypted.
 func readPlain(from io.Reader) (*Backup, error) {
@@ -251,7 +253,7 @@ func (r *reader) read() (_ *Backup, err error) {
 		return nil, errors.New("it does not begin as a backup does")
 	}
 	if v := head[len(magic)]; v != version {
-		return nil, fleet.Errorf(fleet.Invalid, "the backup has version %d, this release knows version %d", v, version)
+		return nil, fleet.Errorf(fleet.Invalid, "%w: it has version %d, this release knows version %d", errVersion, v, version)
 	}
 	id, err := fleet.ParseID(string(head[len(magic)+1:]))
 	if err != nil {
@@ -315,7 +317,7 @@ func (r *reader) read() (_ *Backup, err error) {
 
 // verify checks the signature, which names the fleet that the state must be of.
 func (b *Backup) verify(signature []byte, signed fleet.Digest, size int64) error {
-	s, err := identity.ParseFileSignature(signature)
+	s, err := identity.ParseBackupSignature(signature)
 	if err != nil {
 		return err
 	}
@@ -340,8 +342,8 @@ func readState(id fleet.ID) *stateReader {
 	from, to := io.Pipe()
 	s := &stateReader{fsm: raftfsm.New(id), to: to, done: make(chan error, 1)}
 	go func() {
-		err := s.fsm.Restore(from)
-		from.CloseWithError(err) // who writes on hears of it
+		err := s.fsm.Restore(io.NopCloser(from)) // which would close it, and lose why
+		from.CloseWithError(err)                 // who writes on hears of it
 		s.done <- err
 	}()
 	return s

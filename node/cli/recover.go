@@ -11,6 +11,7 @@ import (
 	"fleet/node/config"
 	"fleet/node/enrol"
 	"fleet/node/fleet"
+	"fleet/node/identity"
 )
 
 func (e *env) quorumRecoverCommand() *cli.Command {
@@ -75,6 +76,11 @@ func (e *env) quorumRecover(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	return e.recovered(c, cfg, file, done)
+}
+
+// recovered says what was done, and what comes next.
+func (e *env) recovered(c *cli.Context, cfg *config.Config, file *identity.RootKeyFile, done *enrol.Recovered) error {
 	return e.print(c, result{value: done, names: []string{string(done.Node)}, table: func(w io.Writer) {
 		fmt.Fprintf(w, "%s votes alone, in epoch %d, trust version %d\n", escapeCell(done.NodeName), done.Epoch, done.TrustVersion)
 		fmt.Fprintf(w, "start  %s\n", agentHint(c, cfg))
@@ -88,19 +94,29 @@ func (e *env) showRecoverable(r *enrol.Recoverable) {
 	if !r.Written.IsZero() {
 		written = fmt.Sprintf("made at %s, %s ago", r.Written.UTC().Format(time.RFC3339), e.now().Sub(r.Written).Round(time.Second))
 	}
+	fmt.Fprintf(e.err, "newest entry here  %d, %s\n", r.Index, written)
+	fmt.Fprintf(e.err, "other voters       %s\n", escapeCell(voterStates(r.Voters)))
+	e.warningLines([]fleet.Warning{{
+		Message: "what the others decided after that entry is lost, if they decided anything; what this host has counts, also if no majority ever had it",
+	}, aloneWarning(r)})
+}
+
+// aloneWarning is what it means that one host votes.
+func aloneWarning(r *enrol.Recoverable) fleet.Warning {
+	return fleet.Warning{
+		Message: fmt.Sprintf("from then on %s alone decides and signs, in epoch %d: one stolen host is enough to make every host run something, until three hosts vote", r.NodeName, r.Epoch),
+	}
+}
+
+// voterStates is the other voters, and whether they run.
+func voterStates(voters []enrol.RecoverableVoter) string {
 	var gone []string
-	for _, v := range r.Voters {
+	for _, v := range voters {
 		state := "does not answer"
 		if v.Answered {
 			state = "ANSWERS"
 		}
 		gone = append(gone, fmt.Sprintf("%s (%s)", v.Name, state))
 	}
-	fmt.Fprintf(e.err, "newest entry here  %d, %s\n", r.Index, written)
-	fmt.Fprintf(e.err, "other voters       %s\n", escapeCell(strings.Join(gone, ", ")))
-	e.warningLines([]fleet.Warning{{
-		Message: "what the others decided after that entry is lost, if they decided anything; what this host has counts, also if no majority ever had it",
-	}, {
-		Message: fmt.Sprintf("from then on %s alone decides and signs, in epoch %d: one stolen host is enough to make every host run something, until three hosts vote", r.NodeName, r.Epoch),
-	}})
+	return strings.Join(gone, ", ")
 }

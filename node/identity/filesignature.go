@@ -35,7 +35,12 @@ type fileSignaturePayload struct {
 }
 
 // SignFile signs for a file with an operator's key; s.Key is taken from key.
-func SignFile(key PrivateKey, s FileSignature) ([]byte, error) {
+func SignFile(key PrivateKey, s FileSignature) ([]byte, error) { return signFile(key, UseFile, s) }
+
+// SignBackup is SignFile for what a backup holds: it counts for nothing else.
+func SignBackup(key PrivateKey, s FileSignature) ([]byte, error) { return signFile(key, UseBackup, s) }
+
+func signFile(key PrivateKey, use Use, s FileSignature) ([]byte, error) {
 	s.Key = key.Public()
 	if err := s.check(); err != nil {
 		return nil, err
@@ -46,7 +51,7 @@ func SignFile(key PrivateKey, s FileSignature) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode file signature: %w", err)
 	}
-	b, err := json.Marshal(&trustFile{Payload: payload, Signature: key.Sign(UseFile, payload)})
+	b, err := json.Marshal(&trustFile{Payload: payload, Signature: key.Sign(use, payload)})
 	if err != nil {
 		return nil, fmt.Errorf("encode file signature: %w", err)
 	}
@@ -55,7 +60,12 @@ func SignFile(key PrivateKey, s FileSignature) ([]byte, error) {
 
 // ParseFileSignature reads a file signature and verifies that the key in it
 // made it. Whose key that is, and whether he may, is for the caller to know.
-func ParseFileSignature(b []byte) (FileSignature, error) {
+func ParseFileSignature(b []byte) (FileSignature, error) { return parseFileSignature(b, UseFile) }
+
+// ParseBackupSignature is ParseFileSignature for the end of a backup.
+func ParseBackupSignature(b []byte) (FileSignature, error) { return parseFileSignature(b, UseBackup) }
+
+func parseFileSignature(b []byte, use Use) (FileSignature, error) {
 	if len(b) > MaxFileSignature {
 		return FileSignature{}, fleet.Errorf(fleet.TooLarge, "a file signature of over %d bytes", MaxFileSignature)
 	}
@@ -87,7 +97,7 @@ func ParseFileSignature(b []byte) (FileSignature, error) {
 	if err := s.check(); err != nil {
 		return FileSignature{}, err
 	}
-	if !Verify(s.Key, UseFile, file.Payload, file.Signature) {
+	if !Verify(s.Key, use, file.Payload, file.Signature) {
 		return FileSignature{}, fleet.Errorf(fleet.Unauthenticated, "the signature is not that of the key that it names")
 	}
 	return s, nil

@@ -32,6 +32,7 @@ const (
 	UseRejoin     Use = "fleet rejoin v1"     // agent key: is this host still of the fleet?
 	UseLeave      Use = "fleet leave v1"      // agent key: this host goes out of the fleet
 	UseFile       Use = "fleet file v1"       // operator key: vouches for a file
+	UseBackup     Use = "fleet backup v1"     // operator key: ends a backup
 )
 
 // PrivateKey is an Ed25519 key that can be neither printed, logged nor

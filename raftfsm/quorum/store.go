@@ -60,6 +60,10 @@ func (s *stores) guarded(g *guard) (raft.LogStore, raft.StableStore, raft.Snapsh
 // voter of a new fleet. It refuses with Kind Conflict if dir exists: a store
 // is never made anew where one was.
 func Create(dir string, bootstrap bool, self fleet.NodeID) error {
+	return create(dir, func(made string) error { return fill(made, bootstrap, self) })
+}
+
+func create(dir string, fill func(made string) error) error {
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return fleet.Errorf(fleet.Conflict, "quorum store %s exists already", dir)
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -70,7 +74,7 @@ func Create(dir string, bootstrap bool, self fleet.NodeID) error {
 	if err := os.RemoveAll(made); err != nil {
 		return fmt.Errorf("make quorum store: remove an unfinished one: %w", err)
 	}
-	if err := fill(made, bootstrap, self); err != nil {
+	if err := fill(made); err != nil {
 		return fmt.Errorf("make quorum store %s: %w", dir, err)
 	}
 	if err := os.Rename(made, dir); err != nil {
