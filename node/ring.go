@@ -142,22 +142,34 @@ func (n *Node) whileInRing(ctx context.Context, ring *gossip.Ring) {
 	}
 }
 
-// isListedBy asks another host whether its ring lists this one.
+// isListedBy asks another host whether its ring lists this one, and takes a newer
+// trust.json from it.
 func (n *Node) isListedBy(ctx context.Context, node fleet.NodeID) (bool, error) {
-	resp, err := rpc.Call[rpc.Empty, rpc.ListedResponse](ctx, n.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodListed, &rpc.Empty{})
+	held := n.trust.Load()
+	resp, err := rpc.Call[rpc.ListedRequest, rpc.ListedResponse](ctx, n.rpc, rpc.Target{Node: node, Role: fleet.RoleAgent}, rpc.MethodListed,
+		&rpc.ListedRequest{Epoch: held.Epoch, Version: held.Version})
 	if err != nil {
 		return false, err
+	}
+	if len(resp.Trust) > 0 {
+		if err := n.setTrust(resp.Trust); err != nil {
+			n.log.Warn("trust.json from another host not taken", "peer", node, "err", err)
+		}
 	}
 	return resp.Listed, nil
 }
 
 // listed answers another host's self-check.
-func (n *Node) listed(_ context.Context, peer identity.Peer, _ *rpc.Empty) (*rpc.ListedResponse, error) {
+func (n *Node) listed(_ context.Context, peer identity.Peer, req *rpc.ListedRequest) (*rpc.ListedResponse, error) {
 	ring := n.ringRef.Load()
 	if ring == nil {
 		return nil, fleet.Errorf(fleet.Unavailable, "%s is not in the ring itself", n.info.Node)
 	}
-	return &rpc.ListedResponse{Listed: ring.Lists(peer.Node)}, nil
+	resp := &rpc.ListedResponse{Listed: ring.Lists(peer.Node)}
+	if held := n.trust.Load(); held.NewerThan(req.Epoch, req.Version) {
+		resp.Trust = held.Raw()
+	}
+	return resp, nil
 }
 
 // gossipWarnings names the members that lie.

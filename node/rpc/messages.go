@@ -226,11 +226,26 @@ type LeaveRequest struct {
 	Farewell []byte `msgpack:"f"` // identity.NewLeave
 }
 
+// ListedRequest asks another host whether its ring lists the caller, and says
+// which trust.json that holds.
+type ListedRequest struct {
+	Epoch   uint32 `msgpack:"e"`
+	Version uint32 `msgpack:"v"`
+}
+
 // ListedResponse says whether the ring of the host that answers lists its caller
 // as alive.
 type ListedResponse struct {
 	Listed bool `msgpack:"l"`
+
+	// Trust is the trust.json of the host that answers, if it is newer: the root
+	// key signed it, so that it does not matter who passes it on. So hosts hear of
+	// voters whom those that they know cannot tell them of any more.
+	Trust []byte `msgpack:"t,omitempty"`
 }
+
+// Validate checks the sizes.
+func (r *ListedResponse) Validate() error { return checkSizes(size{"trust", len(r.Trust), 64 << 10}) }
 
 // LeaveResponse says that it is decided.
 type LeaveResponse struct {

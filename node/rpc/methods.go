@@ -87,7 +87,7 @@ var Methods = []Method{
 	{MethodLeave, fromAgents, 2 << 10, 1 << 10, 1, 30 * time.Second, false},
 
 	// What any host asks of any other.
-	{MethodListed, fromAgents, 1 << 10, 1 << 10, 2, 5 * time.Second, false},
+	{MethodListed, fromAgents, 1 << 10, 68 << 10, 2, 5 * time.Second, false},
 	{MethodFetchProgram, fromAgents, 0, MaxBlob, 1, 10 * time.Minute, true},
 
 	// What any host brings to any other: an order that k voters signed, which the
