@@ -77,7 +77,7 @@ endif
 .PHONY: test-faults-bubble
 test-faults-bubble: ## the same in virtual time, many times (KILLS=20 FAULTS=100 VOTERS=5); with ROUNDS=1 nothing: make test has it
 ifneq ($(ROUNDS),1)
-	FLEET_KILLS=$(KILLS) $(FAULTS_TEST) -run '^TestKillTable$$' ./node
+	FLEET_KILLS=$(KILLS) $(FAULTS_TEST) -run '^TestKillTable(Relay)?$$' ./node
 	FLEET_FAULTS=$(FAULTS) FLEET_VOTERS=$(VOTERS) $(FAULTS_TEST) -run '^TestHistories$$' ./node
 endif
 

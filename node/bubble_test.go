@@ -54,7 +54,13 @@ type bubble struct {
 	last   map[string]time.Time     // of the runs
 	skewed map[string]time.Duration // how far a host's clock is off
 	blows  blows
+	bubbleOptions
+}
+
+// bubbleOptions change the hosts of a bubble.
+type bubbleOptions struct {
 	levels map[string]uint32 // feature level that a host says it knows; none: its release's
+	direct int               // Config.Direct
 }
 
 const (
@@ -64,16 +70,16 @@ const (
 
 func newBubble(t *testing.T, voters, agents int) *bubble {
 	t.Helper()
-	return newBubbleOf(t, voters, agents, nil)
+	return newBubbleOf(t, voters, agents, bubbleOptions{})
 }
 
-// newBubbleOf is newBubble with hosts that say they know a feature level.
-func newBubbleOf(t *testing.T, voters, agents int, levels map[string]uint32) *bubble {
+// newBubbleOf is newBubble with other hosts.
+func newBubbleOf(t *testing.T, voters, agents int, o bubbleOptions) *bubble {
 	t.Helper()
 	b := &bubble{
 		t: t, net: memnet.New(1), dir: t.TempDir(), hosts: map[string]*memnet.Host{}, nodes: map[string]*Node{}, runs: map[string]int{},
 		atWork: map[fleet.CommandID]int{}, peak: map[fleet.CommandID]int{}, fails: map[string]bool{}, last: map[string]time.Time{},
-		skewed: map[string]time.Duration{}, blows: newBlows(), levels: levels,
+		skewed: map[string]time.Duration{}, blows: newBlows(), bubbleOptions: o,
 	}
 	b.net.SetLatency(time.Millisecond)
 	b.host = b.net.Host("10.0.9.9")
@@ -157,8 +163,9 @@ func (b *bubble) start(name string) {
 		Starter: func(ctx context.Context, spec process.Spec) (process.Exit, error) {
 			return b.child(ctx, name, spec)
 		},
-		At:   func(p failpoint.Point, id fleet.CommandID) { b.atPoint(name, p, id) },
-		Sync: func(f *os.File) error { return b.sync(name, f) },
+		Direct: b.direct,
+		At:     func(p failpoint.Point, id fleet.CommandID) { b.atPoint(name, p, id) },
+		Sync:   func(f *os.File) error { return b.sync(name, f) },
 	}
 	if b.config != nil {
 		b.config(name, &cfg)

@@ -21,7 +21,7 @@ func TestFeatureLevel(t *testing.T) {
 		t.Skip("a whole fleet")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		b := newBubbleOf(t, 3, 1, map[string]uint32{"n1": 1, "n2": 1, "n3": 1})
+		b := newBubbleOf(t, 3, 1, bubbleOptions{levels: map[string]uint32{"n1": 1, "n2": 1, "n3": 1}})
 		defer b.stopAll()
 		marks := &entry.Marks{Stamp: time.Now().UnixNano(), Marks: []fleet.VoterMark{{Node: b.nodes["n1"].ID()}}}
 		propose := func() error { return b.nodes[b.awaitLeader("")].Propose(t.Context(), marks) }

@@ -91,8 +91,10 @@ type Config struct {
 	Starter  process.Starter
 	// At is told of every step in the life of a command, Sync replaces the sync
 	// of the journal.
-	At   failpoint.Hook
-	Sync func(*os.File) error
+	At failpoint.Hook
+	// Direct is up to how many targets this host, as the leader, delivers itself.
+	Direct int
+	Sync   func(*os.File) error
 }
 
 // DefaultDiskBudget is how many bytes outputs and journal of one host may take.

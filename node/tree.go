@@ -30,8 +30,8 @@ func (n *Node) buildRelay() {
 		Release: func(ctx context.Context, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
 			return n.releaseCommand(ctx, identity.Peer{}, req)
 		},
-		Open:   openCarry(n.rpc),
-		Life:   n.ctx,
+		Open: openCarry(n.rpc),
+		Life: n.ctx, At: n.cfg.At,
 		Logger: n.log.With("component", "relay"),
 	})
 }
@@ -66,7 +66,7 @@ func (j *relayJob) Close() { j.climber.Close() }
 // tree is how commands of this leader travel through relays.
 func (m *member) tree() *dispatch.TreeConfig {
 	return &dispatch.TreeConfig{
-		Open: openCarry(m.rpc), Fit: m.fitForTree,
+		Open: openCarry(m.rpc), Fit: m.fitForTree, Direct: m.n.cfg.Direct,
 		SignAck: func(index uint64, results []ticket.ResultID) []byte {
 			t := m.n.trust.Load()
 			return ticket.SignAck(m.key, &ticket.Ack{Fleet: t.Fleet, Epoch: t.Epoch, Index: index, Results: results})

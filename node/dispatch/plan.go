@@ -25,8 +25,13 @@ const (
 // the work goes round, nobody can tell beforehand whose it will be, and the next
 // in the order, who takes over from one that fails, is known to all.
 func Plan(command fleet.CommandID, items []rpc.CarryItem) [][]rpc.CarryItem {
+	return planAbove(command, items, MaxDirect)
+}
+
+// planAbove is Plan with the number up to which the leader delivers itself.
+func planAbove(command fleet.CommandID, items []rpc.CarryItem, direct int) [][]rpc.CarryItem {
 	n := len(items)
-	if n <= MaxDirect {
+	if n <= direct {
 		return nil
 	}
 	order := drawn(command, items)

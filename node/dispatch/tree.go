@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -34,6 +35,10 @@ type TreeConfig struct {
 	// directly.
 	Fit func() func(node fleet.NodeID) bool
 
+	// Direct is up to how many targets the leader delivers itself; MaxDirect
+	// when zero.
+	Direct int
+
 	// SignAck signs that results are in the log at an index or before.
 	SignAck func(index uint64, results []ticket.ResultID) []byte
 }
@@ -65,7 +70,7 @@ type carried struct {
 // reached then is asked directly.
 func (f *follower) carry(lead, ctx context.Context, store *state.Store, c *fleet.Command, ready []uint32) (direct []uint32) {
 	cfg := f.d.cfg.Tree
-	if cfg == nil || f.carriage != nil || len(ready) <= MaxDirect {
+	if cfg == nil || f.carriage != nil || len(ready) <= cmp.Or(cfg.Direct, MaxDirect) {
 		return ready
 	}
 	fit := cfg.Fit()
@@ -78,7 +83,7 @@ func (f *follower) carry(lead, ctx context.Context, store *state.Store, c *fleet
 			direct = append(direct, index)
 		}
 	}
-	plan := Plan(c.ID, items)
+	plan := planAbove(c.ID, items, cmp.Or(cfg.Direct, MaxDirect))
 	if plan == nil {
 		return ready
 	}

@@ -26,6 +26,10 @@ const (
 
 	Dispatch Point = "S2-dispatch" // there is a ticket, and it is about to be sent
 
+	Relay   Point = "S3-relay"    // a relay has verified an order
+	Relayed Point = "S3-relayed"  // and accepted it; nothing was passed on
+	Forward Point = "S12-forward" // a result of another host is about to be passed on
+
 	Arrived     Point = "S4-arrived"     // a delivery came, nothing of it was looked at
 	Accept      Point = "S5-accept"      // verified; about to be journaled
 	Accepted    Point = "S5-accepted"    // on disk
@@ -52,8 +56,8 @@ const (
 
 // All are the points, in order.
 var All = []Point{
-	Propose, Committed, Dispatch, Arrived, Accept, Accepted, Answer, Heard, Start, Started, Exec, Runs, Exited, Finish, Finished,
-	Send, Received, Decide, Decided, Acknowledge, Known, Forget, Forgotten, Cancel, Cancelled,
+	Propose, Committed, Dispatch, Relay, Relayed, Arrived, Accept, Accepted, Answer, Heard, Start, Started, Exec, Runs, Exited, Finish, Finished,
+	Forward, Send, Received, Decide, Decided, Acknowledge, Known, Forget, Forgotten, Cancel, Cancelled,
 }
 
 // Hook is told that a host is at a point with a command; "" where the point is

@@ -33,6 +33,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"fleet/node/failpoint"
 	"fleet/node/fleet"
 	"fleet/node/identity"
 	"fleet/node/rpc"
@@ -81,6 +82,7 @@ type Config struct {
 	// Life ends when the host stops: streams do not keep it waiting.
 	Life   context.Context
 	Logger *slog.Logger
+	At     failpoint.Hook // nil but in tests
 }
 
 // Relay is a host's part in the trees of commands.
@@ -147,8 +149,15 @@ func (r *Relay) Serve(ctx context.Context, peer identity.Peer, order *rpc.CarryO
 		r.cfg.Logger.Warn("order refused", "peer", peer.Node, "err", err)
 		return err
 	}
+	carries := len(order.Items) > 1
+	if carries {
+		r.cfg.At.Reach(failpoint.Relay, t.Command)
+	}
 	if err := send(&rpc.CarryUp{Accepted: uint32(len(order.Items))}); err != nil {
 		return err
+	}
+	if carries {
+		r.cfg.At.Reach(failpoint.Relayed, t.Command)
 	}
 	r.carried.Add(1)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -161,10 +170,15 @@ func (r *Relay) Serve(ctx context.Context, peer identity.Peer, order *rpc.CarryO
 	job := r.cfg.Job(t.Command, t.Attempt)
 	defer job.Close()
 	var parent *Parent
-	if len(order.Items) > 1 {
+	if carries {
 		parent = NewParent(ParentConfig{
 			Open: r.cfg.Open,
-			Said: func(_ fleet.NodeID, said []rpc.CarrySaid) { own.up.add(ctx, said...) },
+			Said: func(_ fleet.NodeID, said []rpc.CarrySaid) {
+				if slices.ContainsFunc(said, func(s rpc.CarrySaid) bool { return len(s.Result) > 0 }) {
+					r.cfg.At.Reach(failpoint.Forward, t.Command)
+				}
+				own.up.add(ctx, said...)
+			},
 			Lost: func(item rpc.CarryItem, why string) {
 				own.up.add(ctx, rpc.CarrySaid{Index: item.Index, State: rpc.CarryUnreached, Reason: cut(why)})
 			},
