@@ -105,7 +105,7 @@ func (r *Runner) execute(ctx, running context.Context, k journal.Key) {
 		case courseLate:
 			by := t.NotAfter
 			if t.Staged() {
-				by = e.StartBy
+				by = min(e.StartBy, by)
 			}
 			r.finish(ctx, &e, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: tooLate(by, now)}, nil)
 			return

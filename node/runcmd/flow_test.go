@@ -184,6 +184,27 @@ func TestSteer(t *testing.T) {
 	}
 }
 
+// TestSteerWithinTheTicket: one voter's word when a staged command begins does not
+// reach past what k voters signed, whatever the journal holds.
+func TestSteerWithinTheTicket(t *testing.T) {
+	base := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	tk := &ticket.Ticket{Kind: ticket.KindStaged, NotBefore: base.UnixNano(), NotAfter: base.Add(time.Hour).UnixNano()}
+	for _, test := range []struct {
+		startBy, now time.Duration
+		want         course
+	}{
+		{time.Minute, time.Minute, courseRun},
+		{time.Minute, time.Minute + 1, courseLate},
+		{2 * time.Hour, time.Hour, courseRun},
+		{2 * time.Hour, time.Hour + 1, courseLate},
+	} {
+		e := &journal.Entry{StartBy: base.Add(test.startBy).UnixNano()}
+		if got := steer(e, tk, false, base.Add(test.now), true); got != test.want {
+			t.Errorf("until %s, at %s: got %d, want %d", test.startBy, test.now, got, test.want)
+		}
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	for tries := 1; tries < 100; tries++ {
 		for _, chance := range []float64{0, 0.5, 0.999} {

@@ -95,7 +95,7 @@ func steer(e *journal.Entry, t *ticket.Ticket, idempotent bool, now time.Time, k
 	started := e.Starts > 0
 	startBy := t.NotAfter
 	if t.Staged() {
-		startBy = e.StartBy // later its place may be another host's
+		startBy = min(e.StartBy, startBy) // later its place may be another host's
 	}
 	switch {
 	case e.Cancel != nil:

@@ -120,7 +120,8 @@ func (r *Runner) takeTurn(ctx context.Context, order *ticket.SignedRelease) (_ A
 }
 
 // genuineRelease checks that a Release, which a voter signed, is for what this
-// host holds.
+// host holds. It is one voter's word, and the ticket that of k: it can move the
+// begin within the ticket's time, and not out of it.
 func genuineRelease(order *ticket.SignedRelease, e *journal.Entry) error {
 	signed, err := ticket.ParseSigned(e.Ticket)
 	if err != nil {
@@ -132,6 +133,10 @@ func genuineRelease(order *ticket.SignedRelease, e *journal.Entry) error {
 	}
 	if order.Root != t.Root || order.Targets != t.Targets || !order.Covers(e.Index) {
 		return fleet.Errorf(fleet.Denied, "the release does not name this host")
+	}
+	if order.Released < t.Created || order.StartBy > t.NotAfter {
+		return fleet.Errorf(fleet.Denied, "the release, from %s until %s, is not within the command's time, from %s until %s",
+			stamp(order.Released), stamp(order.StartBy), stamp(t.Created), stamp(t.NotAfter))
 	}
 	return nil
 }

@@ -110,6 +110,8 @@ func TestForgedReleasesStartNothing(t *testing.T) {
 			"of another fleet":    sign(voter, func(r *ticket.Release) { r.Fleet = fleet.IDOf(keyOfSeed(2).Public()) }),
 			"of another epoch":    sign(voter, func(r *ticket.Release) { r.Epoch++ }),
 			"of a voter that was": sign(keyOfSeed(13)),
+			"until after its end": sign(voter, func(r *ticket.Release) { r.StartBy = w.staged(1, "").ticket.NotAfter + 1 }),
+			"from before it was":  sign(voter, func(r *ticket.Release) { r.Released = w.staged(1, "").ticket.Created - 1 }),
 		} {
 			a, err := h.Release(t.Context(), b)
 			if err != nil || a.State != Refused || a.Result != nil || a.Reason == "" {
@@ -124,7 +126,7 @@ func TestForgedReleasesStartNothing(t *testing.T) {
 				t.Errorf("%s: %+v, %v", name, a, err)
 			}
 		}
-		if a := h.release(t, w.turn(1, func(r *ticket.Release) { r.Released += int64(Skew + time.Second); r.StartBy += int64(time.Hour) })); a.State != NotReady {
+		if a := h.release(t, w.turn(1, func(r *ticket.Release) { r.Released += int64(Skew + time.Second); r.StartBy += int64(10 * time.Minute) })); a.State != NotReady {
 			t.Errorf("of the future: %+v", a)
 		}
 		h.clock.set(0, true)
