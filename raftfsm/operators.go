@@ -189,6 +189,9 @@ func (r *restorer) operatorAt(stamp int64) func(name fleet.OperatorName, key fle
 		if err == nil && o.Created > stamp {
 			err = fleet.Errorf(fleet.Unauthenticated, "operator %q had no rights yet at %s", name, formatTime(stamp))
 		}
+		if err == nil && !holds(o, key) { // another of that name
+			err = fleet.Errorf(fleet.Unauthenticated, "key %s is not one of operator %q", key, name)
+		}
 		return o, err
 	}
 }

@@ -257,6 +257,55 @@ func TestForgedReplacementSnapshots(t *testing.T) {
 	}
 }
 
+// TestReplacedByAnotherOfThatName: an operator's rights end, and another has his
+// name when a host joins with what he left behind. Apply refuses that, so no
+// snapshot has it either.
+func TestReplacedByAnotherOfThatName(t *testing.T) {
+	w := newWorld(t)
+	w.hosts(3)
+	w.must(w.appoint("eve", 2, "CreateActivation", "DeregisterManagedInstance"))
+	w.must(&entry.CreateActivation{Authority: w.signs("eve", key('O', 2), "CreateActivation", uuid(2), replacing(2, 1))})
+	w.now += second
+	w.must(w.join(2, 10))
+	joined := w.now
+	w.now += second
+	w.must(w.dismiss("eve"))
+	w.now += second
+	w.must(w.appoint("eve", 3, "CreateActivation", "DeregisterManagedInstance"))
+	b := snapshotOf(t, w.fsm)
+	if _, err := restore(b); err != nil {
+		t.Fatal(err)
+	}
+	// A stolen voter says that it was now.
+	at := func(stamp int64) func(string, []byte) [][]byte {
+		removals := edit(t, tableRemovals, func(r *fleet.Removal) bool { r.At = stamp; return true })
+		nodes := edit(t, tableNodes, func(n *fleet.Node) bool {
+			if n.Enrolled == joined {
+				n.Enrolled = stamp
+			}
+			return true
+		})
+		requests := edit(t, tableRequests, func(r *state.Request) bool {
+			if r.Kind == entry.KindEnrol && r.Stamp == joined {
+				r.Stamp = stamp
+			}
+			return true
+		})
+		return func(table string, b []byte) [][]byte {
+			switch table {
+			case tableRemovals:
+				return removals(table, b)
+			case tableNodes:
+				return nodes(table, b)
+			}
+			return requests(table, b)
+		}
+	}
+	if _, err := restore(rewrite(t, b, at(w.now))); err == nil || !strings.Contains(err.Error(), "is not one of operator") {
+		t.Errorf("%v; want it refused: the key is not that of who has the name", err)
+	}
+}
+
 // add2 drops the row of a node from one table and puts a row into another.
 func add2(tb testing.TB, from, to string, id fleet.NodeID, row any) func(string, []byte) [][]byte {
 	drop := edit(tb, from, func(n *fleet.Node) bool { return n.ID != id })
