@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -287,6 +288,50 @@ func TestPacedHostIsCutOff(t *testing.T) {
 		if counts[fleet.Success] != 4 || counts[fleet.DeliveryTimedOut] != 1 {
 			t.Errorf("%v", counts)
 		}
+	})
+}
+
+// TestPacedReleasedWhenItStops: an agent dies when its turn has come and before it
+// began, and is back when one too many has failed. It does not begin any more.
+func TestPacedReleasedWhenItStops(t *testing.T) {
+	inBubble(t, 1, 4, func(t *testing.T, b *bubble, c *client.Client) {
+		b.long(20 * time.Second)
+		b.mu.Lock()
+		for name := range b.hosts {
+			b.fails[name] = true
+		}
+		b.mu.Unlock()
+		nodes := maps.Clone(b.nodes)
+		struck := make(chan string, 1)
+		b.onStrike(func(name string, p failpoint.Point, id fleet.CommandID) {
+			if p != failpoint.Start || name == "n1" || b.begun(id) == 0 {
+				return // the first of all is to fail
+			}
+			b.onStrike(nil)
+			if err := b.end(nodes[name], name, false); err != nil {
+				t.Error(err)
+			}
+			struck <- name
+		})
+		id := b.sendPaced(c, "3", "0")
+		victim := <-struck
+		b.bury(victim)
+		b.until("it stops", func() bool {
+			cmd := b.nodes["n1"].member.Load().fsm.Store().Command(id)
+			return cmd.Stopped()
+		})
+		if row := b.row(id, victim); row.State != fleet.Released {
+			t.Fatalf("%s is %s; want it released", victim, row.State)
+		}
+		begun := b.begun(id)
+		b.revive(victim)
+		b.start(victim)
+		b.ready(victim)
+		counts := b.judgePaced(id, 3)
+		if b.ran(id, victim) != 0 || b.begun(id) != begun || b.row(id, victim).State != fleet.Terminated {
+			t.Errorf("%s ran %d times and is %s, %d began after the end; %v", victim, b.ran(id, victim), b.row(id, victim).State, b.begun(id)-begun, counts)
+		}
+		b.until("no host waits any more", func() bool { return b.nodes[victim].runner.Open() == 0 })
 	})
 }
 

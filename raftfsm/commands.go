@@ -136,6 +136,9 @@ func results(s *step, e *entry.Results) (any, error) {
 		row := &rows[r.Index%fleet.ShardSize]
 		switch {
 		case row.State.Final():
+		case r.State == fleet.Cancelled && row.State == fleet.Released && r.Started == 0 && c.Stopped():
+			// No operator cancelled it: its host was told that it is not to begin.
+			changed.move(row, notReleased(c, row.Index))
 		case r.State.Final():
 			changed.move(row, r)
 		case c.Hear(row.State, r.State) != row.State:
@@ -157,7 +160,17 @@ const (
 	reasonNotReported  = "the host took the command, but no result came before the command expired"
 	reasonNoTurn       = "its turn did not come before the time to begin was over"
 	reasonNotReleased  = "it was not begun: %d failed, more than MaxErrors %s"
+	reasonNotReleased2 = "it was not begun: %d failed or fell silent in their turn, more than MaxErrors %s"
+
+	reasonSilentReleased = "its turn came, and the host said nothing before its time was over: it may have run"
+	reasonSilentBegun    = "the host began the command and fell silent: no result came before its time was over"
 )
+
+// silent reports whether a target had its turn and ended without a word of its
+// host, which may be dead of it.
+func silent(row *fleet.Invocation) bool {
+	return row.Released != 0 && row.State == fleet.DeliveryTimedOut && (row.Reason == reasonSilentReleased || row.Reason == reasonSilentBegun)
+}
 
 // expire ends the rows whose time has passed, and Skew: those that were never
 // heard of when they may not begin any more, those that wait for their turn when
@@ -198,7 +211,14 @@ func expire(s *step, e *entry.Expire) (any, error) {
 				end.Reason = reasonNoTurn
 			case row.State.Holds() && passed(overBy(c, row)):
 				// Whether a cancel came in time is not known: nobody claims it did.
-				end.Reason = reasonNotReported
+				switch {
+				case row.Released == 0:
+					end.Reason = reasonNotReported
+				case row.State == fleet.Released:
+					end.Reason = reasonSilentReleased
+				default:
+					end.Reason = reasonSilentBegun
+				}
 				end.Started = row.Started
 			default:
 				continue
@@ -232,6 +252,9 @@ func (ch *change) move(row *fleet.Invocation, next fleet.Invocation) {
 	*row = next
 	if row.State.Final() {
 		row.Decided = ch.s.index
+	}
+	if silent(row) {
+		ch.command.Silent++
 	}
 	ch.moved++
 }

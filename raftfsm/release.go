@@ -80,22 +80,32 @@ func overBy(c *fleet.Command, row *fleet.Invocation) int64 {
 }
 
 // stop ends what was not released when too many targets have failed. No host
-// has been told to begin it, and none will be.
+// has been told to begin it, and none will be. One that was released may have
+// begun: it keeps its place until its host says what became of it, and is not
+// told to begin any more.
 func (ch *change) stop() {
 	c := &ch.command
 	if !c.Stopped() || c.Count(fleet.Pending, fleet.Staged) == 0 {
 		return
 	}
-	reason := fmt.Sprintf(reasonNotReleased, c.Failures(), c.MaxErrors)
 	for n := uint32(0); uint64(n)*fleet.ShardSize < uint64(len(c.Targets)); n++ {
 		rows := slices.Clone(ch.s.Shard(c.ID, n))
 		for i := range rows {
 			if row := &rows[i]; row.State == fleet.Pending || row.State == fleet.Staged {
-				ch.move(row, fleet.Invocation{Index: row.Index, State: fleet.Terminated, Code: -1, Reason: reason})
+				ch.move(row, notReleased(c, row.Index))
 			}
 		}
 		ch.put(n, rows)
 	}
+}
+
+// notReleased is the end of a target that did not begin because too many failed.
+func notReleased(c *fleet.Command, index uint32) fleet.Invocation {
+	reason := reasonNotReleased
+	if c.Silent > 0 {
+		reason = reasonNotReleased2
+	}
+	return fleet.Invocation{Index: index, State: fleet.Terminated, Code: -1, Reason: fmt.Sprintf(reason, c.Failures(), c.MaxErrors)}
 }
 
 // checkPace accepts the rows of a command that is staged, or is not: those that

@@ -203,17 +203,81 @@ func TestPacedTimes(t *testing.T) {
 func TestRemovedWhileStaged(t *testing.T) {
 	w := newWorld(t)
 	w.hosts(5)
-	c := w.must(w.paced(1, "2", "100%")).(*fleet.Command)
+	c := w.must(w.paced(1, "2", "0")).(*fleet.Command)
 	at := func(n int) uint32 { i, _ := state.TargetIndex(c, nodeID(n)); return i }
 	indexes := []uint32{at(1), at(2), at(3)}
 	slices.Sort(indexes)
 	w.must(w.stage(1, indexes...))
 	w.must(w.release(1, at(2)))
-	for n, want := range map[int]fleet.InvocationState{1: und, 2: fleet.Interrupted, 4: und} {
-		w.must(w.remove(n))
-		if got := w.states(1)[at(n)]; got != want {
-			t.Errorf("host %d was removed and is %s; want %s", n, got, want)
+	// That a released one goes is no error: with MaxErrors 0 the rest goes on.
+	for _, gone := range []struct {
+		n    int
+		want fleet.InvocationState
+	}{{1, und}, {2, und}, {4, und}} {
+		w.must(w.remove(gone.n))
+		if got := w.states(1)[at(gone.n)]; got != gone.want {
+			t.Errorf("host %d was removed and is %s; want %s", gone.n, got, gone.want)
 		}
+	}
+	w.must(w.release(1, at(3)))
+	w.must(w.said(1, ip, at(3)))
+	w.must(w.remove(3))
+	if got := w.states(1)[at(3)]; got != fleet.Interrupted || !w.command(1).Stopped() {
+		t.Errorf("one that had begun was removed and is %s", got)
+	}
+}
+
+// TestReleasedWhenItStops: whoever was released when one too many failed, and is
+// told not to begin, was not begun. No operator cancelled it.
+func TestReleasedWhenItStops(t *testing.T) {
+	w := newWorld(t)
+	w.hosts(6)
+	w.must(w.paced(1, "4", "0"))
+	w.must(w.stage(1, 0, 1, 2, 3, 4, 5))
+	w.must(w.release(1, 0, 1, 2, 3))
+	w.must(w.said(1, ip, 0))
+	w.must(w.said(1, no, 0))
+	w.wantStates("one failed", 1, no, rl, rl, rl, tm, tm)
+	w.must(w.said(1, ip, 1)) // it had begun
+	w.must(w.said(1, over, 2))
+	e := w.said(1, over, 3)
+	e.Rows[0].Started = w.now // it began, and was told in that moment
+	w.must(e)
+	w.wantStates("they were told", 1, no, ip, tm, over, tm, tm)
+	w.must(w.said(1, ok, 1))
+	w.wantStates("what ran goes on", 1, no, ok, tm, over, tm, tm)
+	if w.command(1).Open() {
+		t.Error("it is open still")
+	}
+}
+
+// TestSilenceStops: a mistake that kills each host that begins it brings no error
+// of any of them. That they fell silent counts, and what hosts say of themselves
+// does not.
+func TestSilenceStops(t *testing.T) {
+	w := newWorld(t)
+	w.hosts(6)
+	c := w.must(w.paced(1, "2", "1")).(*fleet.Command)
+	w.must(w.stage(1, 0, 1, 2, 3, 4, 5))
+	w.must(w.release(1, 0))
+	w.must(w.said(1, dt, 0)) // it came too late there, by its own word
+	w.must(w.release(1, 1, 2))
+	w.must(w.said(1, ip, 1))
+	if got := w.command(1); got.Failures() != 0 || got.Stopped() {
+		t.Errorf("%d failures", got.Failures())
+	}
+	w.now = c.OverBy(w.now) + int64(entry.Skew) + 1
+	w.must(&entry.Expire{Stamp: w.now, Command: c.ID, Attempt: 1})
+	w.wantStates("two fell silent", 1, dt, dt, dt, tm, tm, tm)
+	for i, want := range map[uint32]string{1: reasonSilentBegun, 2: reasonSilentReleased, 3: "2 failed or fell silent in their turn, more than MaxErrors 1"} {
+		if row := w.fsm.Store().Invocation(c.ID, i); !strings.Contains(row.Reason, want) {
+			t.Errorf("row %+v; want %q", row, want)
+		}
+	}
+	b := snapshotOf(t, w.fsm)
+	forged := rewrite(t, b, edit(t, tableCommands, func(c *fleet.Command) bool { c.Silent--; return true }))
+	if _, err := restore(forged); err == nil || !strings.Contains(err.Error(), "counts of command") {
+		t.Errorf("%v; want a silence that was forgotten refused", err)
 	}
 }
 

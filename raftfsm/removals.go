@@ -110,7 +110,7 @@ const (
 	reasonLeftBefore    = "the host left the fleet before it was known to have begun the command"
 	reasonLeftWithin    = "the host left the fleet before its result came"
 
-	reasonReplacedBefore = "the host was replaced by another before it was known to have the command"
+	reasonReplacedBefore = "the host was replaced by another before it was known to have begun the command"
 	reasonReplacedWithin = "the host was replaced by another before its result came"
 )
 
@@ -135,9 +135,11 @@ func (s *step) remove(r *fleet.Removal) {
 		row := &rows[at%fleet.ShardSize]
 		end := fleet.Invocation{Index: row.Index, Code: -1, Started: row.Started}
 		switch row.State {
-		case fleet.Pending, fleet.CancelPending, fleet.Staged:
+		case fleet.Pending, fleet.CancelPending, fleet.Staged, fleet.Released:
+			// Also where its turn had come: that it goes is somebody's wish and no
+			// failure of the command, which is not to end everywhere by it.
 			end.State, end.Reason = fleet.Undeliverable, before
-		case fleet.InProgress, fleet.CancelInProgress, fleet.Released:
+		case fleet.InProgress, fleet.CancelInProgress:
 			end.State, end.Reason = fleet.Interrupted, within
 		default:
 			continue

@@ -198,16 +198,19 @@ func (r *restorer) checkWhole() error {
 }
 
 func (r *restorer) checkCounts(c *fleet.Command) error {
-	counts := make([]uint32, len(c.Counts))
+	counts, silence := make([]uint32, len(c.Counts)), uint32(0)
 	for n := uint32(0); uint64(n)*fleet.ShardSize < uint64(len(c.Targets)); n++ {
 		for _, row := range r.step.Shard(c.ID, n) {
 			if int(row.State) >= len(counts) {
 				return fmt.Errorf("command %s does not count the state %s", c.ID, row.State)
 			}
 			counts[row.State]++
+			if silent(&row) {
+				silence++
+			}
 		}
 	}
-	if !slices.Equal(counts, c.Counts) || (c.Unfinished() > 0) != c.Open() {
+	if !slices.Equal(counts, c.Counts) || silence != c.Silent || (c.Unfinished() > 0) != c.Open() {
 		return fmt.Errorf("the counts of command %s are not those of its rows", c.ID)
 	}
 	return nil
@@ -586,7 +589,7 @@ func (r *restorer) loadCommand(row *fleet.Command) error {
 	if err != nil {
 		return err
 	}
-	want.Mint, want.Counts, want.Ended, want.Index = row.Mint, row.Counts, row.Ended, row.Index
+	want.Mint, want.Counts, want.Silent, want.Ended, want.Index = row.Mint, row.Counts, row.Silent, row.Ended, row.Index
 	if err := same("command", string(row.ID), row, want); err != nil {
 		return err
 	}

@@ -8,7 +8,8 @@ import (
 // Release signs that the turn of a staged command's targets at indexes,
 // ascending, has come: all of them by the one decision of this stamp. This
 // voter's word is enough, since the right to run is in the ticket; it signs only
-// what its own state says was decided, and nothing that was cancelled since.
+// what its own state says was decided, and nothing that was cancelled since or
+// that is not to begin any more, because too many targets failed.
 func (s *Signer) Release(c *fleet.Command, released int64, indexes []uint32) ([]byte, error) {
 	store := s.cfg.Store()
 	trust := store.Trust()
@@ -18,6 +19,9 @@ func (s *Signer) Release(c *fleet.Command, released int64, indexes []uint32) ([]
 	key := s.cfg.Key()
 	if !trust.IsVoter(s.cfg.Self, key.Public()) {
 		return nil, fleet.Errorf(fleet.Unavailable, "this host does not vote: hosts would not believe its release")
+	}
+	if now := store.Command(c.ID); now == nil || now.Stopped() {
+		return nil, fleet.Errorf(fleet.Conflict, "command %s begins nowhere any more", c.ID)
 	}
 	for _, index := range indexes {
 		row := store.Invocation(c.ID, index)

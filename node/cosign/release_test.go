@@ -46,6 +46,28 @@ func TestRelease(t *testing.T) {
 				t.Errorf("%s: signed %x", name, b)
 			}
 		}
+		// Too many failed: nothing begins, and who was released is told so.
+		stopped := *c
+		stopped.MaxErrors, stopped.Counts = "0", make([]uint32, 15)
+		stopped.Counts[fleet.Failed], stopped.Counts[fleet.Released] = 1, 2
+		if _, err := v.signer.Cancel(c, []uint32{0}); err == nil {
+			t.Error("signed a cancel of one that is to begin")
+		}
+		txn = v.store.Write()
+		txn.PutCommand(&stopped)
+		txn.Commit()
+		for _, c := range []*fleet.Command{c, &stopped} {
+			_, err = v.signer.Release(c, at, []uint32{0})
+			wantError(t, err, fleet.Conflict, "begins nowhere any more")
+		}
+		if _, err := v.signer.Cancel(c, []uint32{0, 2}); err != nil {
+			t.Errorf("cancel of those that are not to begin any more: %v", err)
+		}
+		for name, index := range map[string]uint32{"at work": 1, "staged": 3} {
+			if _, err := v.signer.Cancel(c, []uint32{index}); err == nil {
+				t.Errorf("%s: signed a cancel", name)
+			}
+		}
 		v.signer.cfg.Key = func() identity.PrivateKey { return key('Q', 9) }
 		_, err = v.signer.Release(c, at, []uint32{0})
 		wantError(t, err, fleet.Unavailable, "does not vote")

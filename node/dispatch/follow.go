@@ -45,6 +45,7 @@ type host struct {
 	what    order        // what it is told now
 	turned  time.Time    // since when
 	missing bool         // its turn has come, and it does not hold the command: deliver it first
+	waits   bool         // too many targets failed, and since then it said that it has not begun
 	tidy    bool         // it knows that its turn will not come
 	took    bool         // it said that it holds the command
 	stale   bool         // it may want a newer trust.json first
@@ -75,6 +76,7 @@ type outcome struct {
 	carried bool         // it came through the tree
 	taken   bool         // the host's result was taken already
 	by      fleet.NodeID // the relay that says that the host did not take it
+	stopped bool         // too many targets had failed when it was given
 	resp    *rpc.DeliverResponse
 	err     error
 }
@@ -231,7 +233,14 @@ func (f *follower) order(c *fleet.Command, row *fleet.Invocation) (what order, w
 	case fleet.Pending:
 		return orderDeliver, true
 	case fleet.Released:
-		if h != nil && h.missing {
+		switch {
+		case c.Stopped() && h != nil && h.waits:
+			return orderCancel, true
+		case c.Stopped():
+			// It may have begun and nobody heard: what runs goes on. Its answer
+			// to the command says which it is.
+			return orderDeliver, true
+		case h != nil && h.missing:
 			return orderDeliver, true
 		}
 		return orderRelease, true
@@ -343,7 +352,7 @@ func (f *follower) deliver(ctx context.Context, store *state.Store, c *fleet.Com
 	if h := f.host(index); h.stale {
 		req.Trust, h.asked = store.Trust().Raw(), store.Trust().Version
 	}
-	f.send(ctx, outcome{index: index, what: orderDeliver}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
+	f.send(ctx, outcome{index: index, what: orderDeliver, stopped: c.Stopped()}, func(ctx context.Context) (*rpc.DeliverResponse, error) {
 		return f.d.cfg.Deliver(ctx, c.Targets[index], req)
 	})
 }
@@ -442,6 +451,7 @@ func (f *follower) answered(ctx context.Context, c *fleet.Command, h *host, o ou
 		return true
 	case rpc.DeliverStaged:
 		f.heard(c, o.index, fleet.Staged)
+		h.waits = o.what == orderDeliver && o.stopped
 		return o.what == orderDeliver // a release has to come again until it began
 	case rpc.DeliverNotHere:
 		h.missing = true

@@ -29,9 +29,10 @@ const (
 // is decided and nothing else: so whoever leads goes on where the last leader
 // stopped. At most MaxConcurrency may be at it. At first one begins, and for each
 // that is heard to have begun or ended two more, so that the waves are 1, 2, 4,
-// ... as in SSM: a mistake that no host survives meets one host, not all that may
-// run at once. One that says nothing until it may not begin any more keeps its
-// place, but does not hold up the waves. After too many errors none begins.
+// ... as in SSM: a mistake that no host survives long enough to say that it began
+// meets one host, not all that may run at once. One that says nothing until it may
+// not begin any more keeps its place, but does not hold up the waves. When it must
+// be over it counts as an error, and after too many errors none begins.
 //
 // held reports that a target is not to begin now. It and now are all that is not
 // decided, and neither can make more run than may.

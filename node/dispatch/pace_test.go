@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,6 +165,10 @@ type modelHost struct {
 	reported bool
 	silent   bool // hears and says nothing
 	turn     int64
+
+	// toldBefore is that the word that its turn has come was said before too many
+	// targets had failed, or by a leader that could not know: it may be late.
+	toldBefore bool
 }
 
 func newModel(t testing.TB, w *world, c *fleet.Command, seed uint64) *model {
@@ -191,6 +196,9 @@ func (m *model) begin(i int) {
 	m.running++
 	m.begun++
 	m.peak = max(m.peak, m.running)
+	if c := m.w.store().Command(m.c.ID); m.stopped != 0 && time.Now().UnixNano() > m.stopped && !h.toldBefore {
+		m.t.Errorf("seed %d: host %d begins %s after too many errors: %v", m.seed, i, time.Duration(time.Now().UnixNano()-m.stopped), c.Counts)
+	}
 	if m.running > m.limit {
 		m.t.Errorf("seed %d: %d hosts run, the limit is %d", m.seed, m.running, m.limit)
 	}
@@ -318,7 +326,9 @@ func paceOnce(t *testing.T, w *world, seed uint64) *model {
 	type message struct {
 		to    int
 		order *ticket.Release // nil: the command itself
+		stop  bool            // it is not to begin any more
 	}
+	speaker := &follower{hosts: map[uint32]*host{}}
 	var air []message // words of leaders to hosts
 	old := w.store().Snapshot()
 	for w.store().Command(c.ID).Open() {
@@ -341,11 +351,17 @@ func paceOnce(t *testing.T, w *world, seed uint64) *model {
 			}
 		case 3, 4, 5: // and speaks
 			for _, inv := range store.Invocations(c.ID) {
-				switch inv.State {
-				case fleet.Pending:
+				what, wanted := speaker.order(row, &inv)
+				switch {
+				case wanted && what == orderDeliver:
 					air = append(air, message{to: int(inv.Index)})
-				case fleet.Released:
-					air = append(air, message{int(inv.Index), ticket.ReleaseOf(row, fleetID, 0, inv.Released, []uint32{inv.Index})})
+				case wanted && what == orderRelease:
+					if row.Stopped() {
+						t.Fatalf("seed %d: target %d is to begin after too many errors", seed, inv.Index)
+					}
+					air = append(air, message{to: int(inv.Index), order: ticket.ReleaseOf(row, fleetID, 0, inv.Released, []uint32{inv.Index})})
+				case wanted && inv.State == fleet.Released:
+					air = append(air, message{to: int(inv.Index), stop: true})
 				}
 			}
 		case 6, 7, 8: // which a host may hear, or nobody
@@ -360,7 +376,14 @@ func paceOnce(t *testing.T, w *world, seed uint64) *model {
 					continue
 				}
 				switch now := time.Now().UnixNano(); {
+				case word.stop:
+					if !h.begun && h.result == 0 {
+						h.result = fleet.Cancelled
+					}
 				case word.order == nil:
+					if state := w.store().Invocation(c.ID, uint32(word.to)).State; state == fleet.Released && h.has && !h.begun {
+						speaker.host(uint32(word.to)).waits = row.Stopped()
+					}
 					h.has = h.has || now <= c.NotAfter
 					if h.has && !h.begun && r.IntN(4) > 0 {
 						results(word.to, fleet.Staged)
@@ -368,7 +391,7 @@ func paceOnce(t *testing.T, w *world, seed uint64) *model {
 				case h.has && !h.begun && h.result == 0 && now > word.order.StartBy:
 					h.result = fleet.DeliveryTimedOut
 				case h.has && !h.begun && h.result == 0:
-					h.turn = word.order.StartBy
+					h.turn, h.toldBefore = word.order.StartBy, true // what is said is checked where it is said
 				}
 			}
 		case 9: // a worker is free
@@ -427,7 +450,7 @@ func (m *model) serve(lose func() bool) {
 	answer := func(h *modelHost) *rpc.DeliverResponse {
 		switch {
 		case h.result != 0:
-			return w.done(m.c, h.node, h.result)
+			return &rpc.DeliverResponse{State: rpc.DeliverDone, Result: m.word(h)}
 		case h.begun:
 			return &rpc.DeliverResponse{State: rpc.DeliverAccepted}
 		}
@@ -495,10 +518,29 @@ func (m *model) serve(lose func() bool) {
 				h.running = false
 				m.running--
 			}
-			h.begun, h.result = true, fleet.Cancelled
+			if m.w.store().Command(m.c.ID).Stopped() && h.begun && m.heard(n) {
+				m.t.Errorf("seed %d: host %d was told to end what ran", m.seed, n)
+			}
+			h.result = fleet.Cancelled
 		}
 		return answer(h), nil
 	}
+}
+
+// word is a host's signed result. What never began has no start.
+func (m *model) word(h *modelHost) []byte {
+	return m.w.result(m.c, h.node, func(r *ticket.Result) {
+		if r.State = h.result; h.runs == 0 {
+			r.Started = 0
+		}
+	})
+}
+
+// heard reports whether a host's begin is known, and that no operator cancelled
+// it.
+func (m *model) heard(n int) bool {
+	index, _ := state.TargetIndex(m.c, node(n))
+	return m.row(int(index)).State == fleet.InProgress
 }
 
 // reports brings results to whoever leads, until all rows have ended.
@@ -520,7 +562,7 @@ func (m *model) reports(ctx context.Context, leader func() *Dispatcher, lose fun
 				continue
 			}
 			ctx, cancel := context.WithTimeout(ctx, time.Second)
-			_, err := d.Report(ctx, node(h.node), m.w.result(m.c, h.node, func(r *ticket.Result) { r.State = h.result }), nil)
+			_, err := d.Report(ctx, node(h.node), m.word(h), nil)
 			cancel()
 			m.mu.Lock()
 			h.reported = h.reported || err == nil
@@ -587,6 +629,66 @@ func TestRolloutStops(t *testing.T) {
 			t.Errorf("%d entries after its end", len(w.entries)-before)
 		}
 	})
+}
+
+// TestReleasedWhenItStops: two hosts were released and cannot be heard when one
+// too many fails. When they are back the one that had begun goes on, and the other
+// does not begin: whoever leads, and in whatever order they come.
+func TestReleasedWhenItStops(t *testing.T) {
+	for _, another := range []bool{false, true} {
+		bubble(t, fmt.Sprintf("another leader %v", another), 6, func(t *testing.T, w *world) {
+			c := w.paced(1, "3", "0")
+			m := newModel(t, w, c, 1)
+			m.steady(fleet.Failed)
+			m.takes = func() time.Duration { return 20 * time.Second }
+			m.serve(func() bool { return false })
+			turn := w.turn
+			w.turn = func(n int, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
+				switch {
+				case n == m.hosts[1].node: // it reboots
+					m.mu.Lock()
+					m.hosts[1].silent = true
+					m.mu.Unlock()
+				case n == m.hosts[2].node: // it begins, and cannot say so
+					a, err := turn(n, req)
+					m.mu.Lock()
+					m.hosts[2].silent = true
+					m.mu.Unlock()
+					if err == nil && a.State == rpc.DeliverAccepted {
+						return nil, errors.New("lost on the way")
+					}
+				}
+				return turn(n, req)
+			}
+			d, stop := w.lead()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer func() { cancel(); time.Sleep(time.Second) }()
+			var leader atomic.Pointer[Dispatcher]
+			leader.Store(d)
+			go m.reports(ctx, leader.Load, func() bool { return false })
+			w.until("it stops", func() bool { return w.store().Command(c.ID).Stopped() })
+			if m.row(1).State != fleet.Released || m.row(2).State != fleet.Released || m.began() != 2 {
+				t.Errorf("rows %s and %s, %d began", m.row(1).State, m.row(2).State, m.began())
+			}
+			if another {
+				stop()
+				d, _ = w.lead()
+				leader.Store(d)
+			}
+			m.mu.Lock()
+			m.hosts[2].ends = time.Now().Add(time.Minute)
+			m.hosts[1].silent, m.hosts[2].silent = false, false
+			m.mu.Unlock()
+			w.until("it ends", w.ended(c))
+			if m.row(1).State != fleet.Terminated || m.row(2).State != fleet.Failed || m.began() != 2 {
+				t.Errorf("rows %s and %s, %d began", m.row(1).State, m.row(2).State, m.began())
+			}
+			if told := w.cancelledAt(m.hosts[2].node); len(told) != 0 {
+				t.Errorf("what runs was cancelled at %v", told)
+			}
+			m.check()
+		})
+	}
 }
 
 // TestSilentAfterItsRelease: a host that was released and says nothing keeps its

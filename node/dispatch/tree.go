@@ -160,7 +160,7 @@ func (k *carriage) first(index uint32, o outcome) {
 	it.told = true
 	k.mu.Unlock()
 	if !told {
-		o.index, o.carried = index, true
+		o.index, o.carried, o.stopped = index, true, k.cmd.Stopped()
 		k.deliver(o)
 	}
 }

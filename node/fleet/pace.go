@@ -60,8 +60,12 @@ func (c *Command) Staged() bool {
 	return n > 1 && (concurrency < n || errors < n-1)
 }
 
-// Failures is how many targets ended with what counts as an error.
-func (c *Command) Failures() int { return c.Count(Failed, ExecutionTimedOut, Interrupted) }
+// Failures is how many targets ended with what counts towards MaxErrors: what
+// SSM counts, and those that had their turn and were never heard of again. A
+// mistake that kills every host that begins it brings no error from any.
+func (c *Command) Failures() int {
+	return c.Count(Failed, ExecutionTimedOut, Interrupted) + int(c.Silent)
+}
 
 // Stopped reports whether a staged command begins nowhere any more, because too
 // many of its targets failed.

@@ -128,8 +128,9 @@ type Command struct {
 	MaxErrors      string `msgpack:"me"`
 
 	Mint   Mint     `msgpack:"m"`
-	Counts []uint32 `msgpack:"n"` // of targets, by InvocationState
-	Ended  int64    `msgpack:"z"` // stamp; 0 while open
+	Counts []uint32 `msgpack:"n"`            // of targets, by InvocationState
+	Silent uint32   `msgpack:"sl,omitempty"` // of targets that had their turn and ended without their host's word
+	Ended  int64    `msgpack:"z"`            // stamp; 0 while open
 	Index  uint64   `msgpack:"ix"`
 }
 

@@ -170,7 +170,8 @@ func (p Phase) voters() bool {
 }
 
 // Pace is how a command of a phase is paced: how many of so many hosts at once,
-// and past how many failures it begins nowhere any more.
+// and past how many failures it begins nowhere any more. A host that begins and is
+// not heard of again is a failure when it must be over (fleet.Command.Failures).
 func (p Phase) Pace(hosts int) (concurrency, maxErrors string) {
 	if p.AtOnce >= hosts && p.Name != Rest {
 		return "100%", "100%"
