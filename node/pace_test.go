@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,9 +116,25 @@ func TestPacedStops(t *testing.T) {
 	})
 }
 
+// seeded is a source of chance of another seed each time, which the test prints:
+// FLEET_SEED repeats one.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if s := os.Getenv("FLEET_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("FLEET_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
 // TestPacedThroughLeaderChanges disturbs the leader when so many hosts have
 // begun: no more than two ever run, none twice, and all of them end.
 func TestPacedThroughLeaderChanges(t *testing.T) {
+	r := seeded(t)
 	for _, tc := range []struct {
 		name    string
 		disturb func(b *bubble, leader string) (mend func())
@@ -150,9 +168,9 @@ func TestPacedThroughLeaderChanges(t *testing.T) {
 					c := b.client()
 					id := b.sendPaced(c, "2", "100%")
 					b.until(fmt.Sprintf("%d began", begun), func() bool { return b.begun(id) >= begun })
-					time.Sleep(time.Duration(rand.N(1000)) * time.Millisecond)
+					time.Sleep(time.Duration(r.IntN(1000)) * time.Millisecond)
 					mend := tc.disturb(b, b.awaitLeader(""))
-					time.Sleep(time.Duration(5+rand.N(10)) * time.Second)
+					time.Sleep(time.Duration(5+r.IntN(10)) * time.Second)
 					mend()
 					b.awaitLeader("")
 					counts := b.judgePaced(id, 2)
@@ -170,6 +188,7 @@ func TestPacedThroughLeaderChanges(t *testing.T) {
 // TestPacedErrorsThroughLeaderChanges: the leader goes when the first host has
 // failed. Whoever leads next begins nothing more than was released by then.
 func TestPacedErrorsThroughLeaderChanges(t *testing.T) {
+	r := seeded(t)
 	inBubble(t, 3, 3, func(t *testing.T, b *bubble, _ *client.Client) {
 		b.mu.Lock()
 		for name := range b.hosts {
@@ -180,7 +199,7 @@ func TestPacedErrorsThroughLeaderChanges(t *testing.T) {
 			c := b.client()
 			id := b.sendPaced(c, "1", "0")
 			b.until("the first began", func() bool { return b.begun(id) >= 1 })
-			time.Sleep(time.Duration(rand.N(2500)) * time.Millisecond)
+			time.Sleep(time.Duration(r.IntN(2500)) * time.Millisecond)
 			leader := b.awaitLeader("")
 			b.crash(leader)
 			time.Sleep(20 * time.Second)

@@ -157,19 +157,19 @@ const (
 	reasonCancelled    = "cancelled; the host was not reached, or did not answer, before the time to deliver was over"
 	reasonNotDelivered = "the host was not reached, or did not answer, before the time to deliver was over"
 	reasonNotTaken     = "the host did not take the command before the time to deliver was over; its last answer: "
-	reasonNotReported  = "the host took the command, but no result came before the command expired"
+	reasonNotReported  = fleet.ReasonNotReported
 	reasonNoTurn       = "its turn did not come before the time to begin was over"
 	reasonNotReleased  = "it was not begun: %d failed, more than MaxErrors %s"
 	reasonNotReleased2 = "it was not begun: %d failed or fell silent in their turn, more than MaxErrors %s"
 
-	reasonSilentReleased = "its turn came, and the host said nothing before its time was over: it may have run"
-	reasonSilentBegun    = "the host began the command and fell silent: no result came before its time was over"
+	reasonSilentReleased = fleet.ReasonSilentReleased
+	reasonSilentBegun    = fleet.ReasonSilentBegun
 )
 
 // silent reports whether a target had its turn and ended without a word of its
 // host, which may be dead of it.
 func silent(row *fleet.Invocation) bool {
-	return row.Released != 0 && row.State == fleet.DeliveryTimedOut && (row.Reason == reasonSilentReleased || row.Reason == reasonSilentBegun)
+	return row.Released != 0 && row.State == fleet.DeliveryTimedOut && fleet.FellSilent(row.Reason)
 }
 
 // expire ends the rows whose time has passed, and Skew: those that were never

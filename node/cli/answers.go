@@ -316,12 +316,17 @@ func (a *answers) totals() string {
 	return fmt.Sprintf("%s of %d", strings.Join(parts, ", "), a.counts.TargetCount)
 }
 
+// fellSilent is a state of remedies that no invocation has: a host that did not
+// start a command in time, and one that may have run it, end as DeliveryTimedOut.
+const fellSilent = "FellSilent"
+
 // remedies says for each state that is not success what a person can do; %s is
 // the command's ID, NODE the first of the hosts.
 var remedies = map[string]string{
 	"Failed":            "read the output above, or fleet command output %s NODE --stderr",
 	"ExecutionTimedOut": "it was killed at its time limit: raise --timeout, or see what hangs",
 	"DeliveryTimedOut":  "it did not take it in time and will not start it: fleet node show NODE, then fleet command rerun %s --failed",
+	fellSilent:          "it may have run, wholly or in part: look there (fleet node show NODE) before you run it again: fleet command rerun %s --node NODE",
 	"Undeliverable":     "it refused to start it, for the reason given; nothing ran there",
 	"Interrupted":       "the host stopped in the middle; it is not run again by itself: look there, then fleet command rerun %s --node NODE",
 	"Cancelled":         "it was cancelled; to run it there after all: fleet command rerun %s --failed",
@@ -359,7 +364,11 @@ func (e *env) writeFailures(w io.Writer, a *answers) {
 			line += ": " + escapeCell(k.reason)
 		}
 		fmt.Fprintf(w, "  %s\n", line)
-		if r := remedies[k.state]; r != "" {
+		state := k.state
+		if fleet.FellSilent(k.reason) {
+			state = fellSilent
+		}
+		if r := remedies[state]; r != "" {
 			r = strings.NewReplacer("%s", string(a.command), "NODE", escapeCell(a.argument(first[k]))).Replace(r)
 			fmt.Fprintf(w, "    %s\n", r)
 		}

@@ -286,7 +286,7 @@ func (e *env) commandText(w io.Writer, d *commandDetail) {
 	cmd := d.Command
 	properties(w, "command", cmd.CommandId, "document", cmd.DocumentName+" "+cmd.DocumentVersion, "what", what(cmd),
 		"requested", date(fleet.Instant(cmd.RequestedDateTime)), "by", cmd.Operator, "as user", cmd.RunAs, "status", statusText(cmd.Status, cmd.StatusDetails),
-		"targets", fmt.Sprintf("%d, %d done, %d with errors, %d not reached in time", cmd.TargetCount, cmd.CompletedCount,
+		"targets", fmt.Sprintf("%d, %d done, %d with errors, %d not heard of in time", cmd.TargetCount, cmd.CompletedCount,
 			cmd.ErrorCount, cmd.DeliveryTimedOutCount),
 		"pace", paceText(cmd.MaxConcurrency, cmd.MaxErrors, cmd.TargetCount),
 		"expires", date(fleet.Instant(cmd.ExpiresAfter)))

@@ -122,6 +122,9 @@ func TestFoldedAnswers(t *testing.T) {
 		}))},
 		{"two-of-one-name", answersOf(event(1, "web", "Success", 0, "same\n", ""), event(2, "web", "Success", 0, "same\n", ""))},
 		{"forged-head", answersOf(event(1, "web1", "Success", 0, "x\nweb2 (1)\n  I am web2\n", ""))},
+		{"fell-silent", answersOf(
+			with(event(1, "web1", "DeliveryTimedOut", -1, "", ""), func(i *fleet.InvocationEvent) { i.Reason = fleet.ReasonSilentBegun }),
+			with(event(2, "web2", "DeliveryTimedOut", -1, "", ""), func(i *fleet.InvocationEvent) { i.Reason = "the host was not reached" }))},
 		{"silent", answersOf(event(1, "web1", "Success", 0, "", ""))},
 	}
 	for _, tt := range tests {

@@ -94,9 +94,9 @@ func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
 const (
 	// tick is how often the progress is written anew while nothing happens.
 	tick = 500 * time.Millisecond
-	// pace is how often it is at most: naming who is missing costs time that
+	// leastTick is how often it is at most: naming who is missing costs time that
 	// grows with their number.
-	pace = 100 * time.Millisecond
+	leastTick = 100 * time.Millisecond
 )
 
 // follow waits for the answers and prints them; what has come when the waiting
@@ -267,7 +267,7 @@ func (e *env) newProgress(wanted bool, began time.Time) *progress {
 }
 
 func (p *progress) show(a *answers, now time.Time) {
-	if p.w == nil || p.shown && now.Sub(p.last) < pace {
+	if p.w == nil || p.shown && now.Sub(p.last) < leastTick {
 		return
 	}
 	p.last = now

@@ -161,7 +161,7 @@ func (f *follower) step(lead, ctx context.Context, store *state.Store, c *fleet.
 		if h.stale && h.asked < trust {
 			h.next = time.Time{} // with ours it may say something else: at once, for each version once
 		}
-		late := what == orderDeliver && row.State == fleet.Pending && now.UnixNano() >= c.ReachBy()
+		late := what == orderDeliver && row.State == fleet.Pending && now.UnixNano() >= c.ReachBy() && !h.took
 		switch {
 		case h.busy, late:
 		case what != orderCancel && f.holds(c, row.Index):
@@ -246,19 +246,26 @@ func (f *follower) order(c *fleet.Command, row *fleet.Invocation) (what order, w
 		return orderRelease, true
 	case fleet.CancelPending, fleet.CancelInProgress:
 		return orderCancel, true
-	case fleet.Terminated: // it may wait for a turn that does not come any more
-		return orderCancel, h == nil || !h.tidy
+	case fleet.Terminated, fleet.DeliveryTimedOut:
+		return orderCancel, waitsInVain(c, row) && (h == nil || !h.tidy)
 	}
 	return 0, false
 }
 
+// waitsInVain reports whether the host of a row that has ended may hold the
+// command and wait for a turn that does not come any more: it was stopped, or
+// nobody heard in time that it has it.
+func waitsInVain(c *fleet.Command, row *fleet.Invocation) bool {
+	return c.Staged() && row.Released == 0 && (row.State == fleet.Terminated || row.State == fleet.DeliveryTimedOut)
+}
+
 // tidied reports whether all hosts know that wait for a turn that does not come.
 func (f *follower) tidied(store *state.Store, c *fleet.Command) bool {
-	if c.Count(fleet.Terminated) == 0 {
+	if c.Count(fleet.Terminated, fleet.DeliveryTimedOut) == 0 {
 		return true
 	}
 	for _, row := range store.Invocations(c.ID) {
-		if h := f.hosts[row.Index]; row.State == fleet.Terminated && (h == nil || !h.tidy) {
+		if h := f.hosts[row.Index]; waitsInVain(c, &row) && (h == nil || !h.tidy) {
 			return false
 		}
 	}

@@ -691,6 +691,57 @@ func TestReleasedWhenItStops(t *testing.T) {
 	}
 }
 
+// TestNotHeardInTimeAndHoldsIt: a host took the command and nobody heard it in
+// time. It is told that no turn of its comes, and holds nothing for weeks.
+func TestNotHeardInTimeAndHoldsIt(t *testing.T) {
+	bubble(t, "", 3, func(t *testing.T, w *world) {
+		c := w.paced(1, "1", "100%")
+		m := newModel(t, w, c, 1)
+		m.steady(fleet.Success)
+		m.takes = func() time.Duration { return 90 * time.Second } // so that the command lasts
+		m.serve(func() bool { return false })
+		host := w.host
+		w.host = func(n int, req *rpc.DeliverRequest) (*rpc.DeliverResponse, error) {
+			a, err := host(n, req)
+			if n == m.hosts[1].node {
+				return nil, errors.New("lost on the way")
+			}
+			return a, err
+		}
+		d, _ := w.lead()
+		go m.reports(t.Context(), func() *Dispatcher { return d }, func() bool { return false })
+		w.until("it ends", w.ended(c))
+		if m.row(1).State != fleet.DeliveryTimedOut || m.hosts[1].result != fleet.Cancelled || len(w.cancelledAt(m.hosts[1].node)) != 1 {
+			t.Errorf("%s, it said %s, told at %v", m.row(1).State, m.hosts[1].result, w.cancelledAt(m.hosts[1].node))
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
+// TestHeldAndNotWrittenInTime: a host said that it holds the command, and that
+// could not be written down before the time to deliver was over. It is asked again.
+func TestHeldAndNotWrittenInTime(t *testing.T) {
+	bubble(t, "", 2, func(t *testing.T, w *world) {
+		c := w.paced(1, "1", "100%")
+		m := newModel(t, w, c, 1)
+		m.steady(fleet.Success)
+		m.serve(func() bool { return false })
+		w.propose = func(body entry.Body) error {
+			if body.Kind() == entry.KindResults && time.Now().UnixNano() <= c.ReachBy()+int64(time.Second) {
+				return errors.New("no quorum")
+			}
+			return nil
+		}
+		d, _ := w.lead()
+		go m.reports(t.Context(), func() *Dispatcher { return d }, func() bool { return false })
+		w.until("it ends", w.ended(c))
+		if got := w.states(c); got[fleet.Success] != 2 {
+			t.Errorf("states %v", got)
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
 // TestSilentAfterItsRelease: a host that was released and says nothing keeps its
 // place until it must have ended. Then the next one has its turn.
 func TestSilentAfterItsRelease(t *testing.T) {

@@ -67,6 +67,19 @@ func (c *Command) Failures() int {
 	return c.Count(Failed, ExecutionTimedOut, Interrupted) + int(c.Silent)
 }
 
+// Reasons of targets that ended as DeliveryTimedOut and may have run the command:
+// their hosts had it, and said nothing more.
+const (
+	ReasonNotReported    = "the host took the command, but no result came before the command expired"
+	ReasonSilentReleased = "its turn came, and the host said nothing before its time was over: it may have run"
+	ReasonSilentBegun    = "the host began the command and fell silent: no result came before its time was over"
+)
+
+// FellSilent reports whether a reason is one of those.
+func FellSilent(reason string) bool {
+	return reason == ReasonNotReported || reason == ReasonSilentReleased || reason == ReasonSilentBegun
+}
+
 // Stopped reports whether a staged command begins nowhere any more, because too
 // many of its targets failed.
 func (c *Command) Stopped() bool {

@@ -168,8 +168,12 @@ func (r *Runner) begunLocked(k journal.Key) {
 
 // finishWaiting gives a command that waits, for its turn or for a worker, its
 // result at once: the workers may be busy for hours. What was started before a
-// crash has leftovers, which a worker kills first.
+// crash has leftovers, which a worker kills first. Who cancels or gives up a turn
+// holds r.deliveries (Depart does not: it takes in nothing any more), so this does
+// not wait long for room on the disk: there is another time.
 func (r *Runner) finishWaiting(ctx context.Context, k journal.Key, o Outcome) {
+	ctx, cancel := context.WithTimeout(ctx, again)
+	defer cancel()
 	e, ok := r.cfg.Journal.Lookup(k)
 	if !ok || e.Finished != nil || e.Starts > 0 {
 		return
@@ -204,11 +208,8 @@ func (r *Runner) giveUpTurn(ctx context.Context, k journal.Key, reason string) {
 	r.giveUpTurnLocked(ctx, k, reason)
 }
 
-// giveUpTurnLocked ends a staged command. Deliveries wait for it, so it does not
-// wait long for room on the disk: there is another time.
+// giveUpTurnLocked ends a staged command; r.deliveries is held.
 func (r *Runner) giveUpTurnLocked(ctx context.Context, k journal.Key, reason string) {
-	ctx, cancel := context.WithTimeout(ctx, again)
-	defer cancel()
 	r.finishWaiting(ctx, k, Outcome{State: fleet.DeliveryTimedOut, Code: -1, Reason: reason})
 }
 
