@@ -28,7 +28,15 @@ func TestGivingUpATurnOnAFullDisk(t *testing.T) {
 	h := w.newHost(t, dir, nil)
 	h.start()
 	h.deliver(t, w.delivery(w.staged(1, "")))
+	h.deliver(t, w.delivery(w.staged(3, "")))
+	cancel := w.cancellation(3, func(c *ticket.Cancel) {
+		o := w.staged(3, "").ticket
+		c.NotAfter, c.Expires = o.NotAfter, o.Expires
+	})
 	late := w.turn(1, func(r *ticket.Release) { r.Released, r.StartBy = w.begin.UnixNano(), w.begin.UnixNano() })
+	if err := h.journal.Cancel(commandKey(3), cancel.Cancel); err != nil { // there was room for that
+		t.Fatal(err)
+	}
 	filler := filepath.Join(dir, "filler")
 	_ = os.WriteFile(filler, make([]byte, 1<<20), 0o600) // as much as there is room for
 	for n := 1000; ; n++ {                               // and the rest of the journal's last page
@@ -43,6 +51,9 @@ func TestGivingUpATurnOnAFullDisk(t *testing.T) {
 		}
 	}
 	h.giveUpTurn(t.Context(), commandKey(1), "its turn did not come")
+	if a := h.cancel(t, cancel); a.State != Accepted {
+		t.Errorf("cancelled: %+v", a)
+	}
 	if a := h.deliver(t, w.delivery(w.staged(2, ""))); a.State != NotReady || a.Reason == "" {
 		t.Errorf("delivered: %+v", a)
 	}
