@@ -644,12 +644,12 @@ func TestReleasedWhenItStops(t *testing.T) {
 			m.serve(func() bool { return false })
 			turn := w.turn
 			w.turn = func(n int, req *rpc.ReleaseRequest) (*rpc.DeliverResponse, error) {
-				switch {
-				case n == m.hosts[1].node: // it reboots
+				switch n {
+				case m.hosts[1].node: // it reboots
 					m.mu.Lock()
 					m.hosts[1].silent = true
 					m.mu.Unlock()
-				case n == m.hosts[2].node: // it begins, and cannot say so
+				case m.hosts[2].node: // it begins, and cannot say so
 					a, err := turn(n, req)
 					m.mu.Lock()
 					m.hosts[2].silent = true
