@@ -108,7 +108,7 @@ test-windows: ## what Wine can run of the Windows program; says so where there i
 
 .PHONY: test-lab
 test-lab: ## hosts in namespaces, cut, slowed, filled and killed; the first hour (root; LAB_RUN=TestFaults)
-	LAB=1 $(GO) test -vet=off -count=1 -tags lab -timeout 15m -parallel 4 -run '$(LAB_RUN)' ./scripts/lab/...
+	LAB=1 $(GO) test -vet=off -count=1 -tags lab -timeout 30m -parallel 4 -run '$(LAB_RUN)' ./scripts/lab/...
 
 .PHONY: lab-clean
 lab-clean: ## remove what a lab left that could not remove itself

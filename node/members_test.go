@@ -710,7 +710,7 @@ func TestQuorumChanges(t *testing.T) {
 			}
 			b.awaitLeader("")
 			var req *fleet.ChangeQuorumRequest
-			what := ""
+			var what string
 			switch {
 			case len(voting) == 5:
 				what = "remove " + voting[0] + " " + voting[1]

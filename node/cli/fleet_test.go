@@ -115,7 +115,7 @@ func TestVerbs(t *testing.T) {
 		{"command show 00000000-0000-4000-8000-000000000000", 1, ``, `there is no command`},
 		{"node rm node03", 64, ``, `Remove 1 host from the fleet dev for good: node03 \(mi-[0-9a-f]{17}\)\?\nhint: +there is no terminal`},
 		{"node rm nothere --yes", 1, ``, `there is no node "nothere"`},
-		{"node rm node01 --yes", 1, ``, `node01 \(mi-[0-9a-f]{17}\) is of the quorum: it cannot leave the fleet or be removed\nhint`},
+		{"node rm node01 --yes", 1, ``, `node01 \(mi-[0-9a-f]{17}\) is of the quorum: it cannot leave the fleet, be removed or be replaced\nhint`},
 		{"node rm node03 node03 --yes", 0, `^removed node03 mi-[0-9a-f]{17}\n$`, `^$`},
 		{"node ls", 0, `^NAME[^\n]*\nnode01[^\n]*\nnode02[^\n]*\n$`, ``},
 		{"node ls --removed", 0, `^NAME[^\n]*REMOVED[^\n]*\nnode03 +mi-[^\n]* dev `, ``},

@@ -339,9 +339,7 @@ func (u *upgrading) show(p upgrade.Plan) {
 	}
 	var newer []string
 	for _, phase := range p.Phases {
-		var names []string
 		for _, h := range phase.Hosts {
-			names = append(names, h.Name)
 			if is, known := service.NewerVersion(h.Version, u.order.Version); is && known {
 				newer = append(newer, h.Name)
 			}

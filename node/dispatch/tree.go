@@ -59,10 +59,9 @@ type carriage struct {
 
 // carried is one target in the tree.
 type carried struct {
-	by     fleet.NodeID     // the child of the leader that said the last word about it
-	state  rpc.DeliverState // what was heard last
-	result bool             // its result came this way
-	told   bool             // the follower has heard the first word
+	by     fleet.NodeID // the child of the leader that said the last word about it
+	result bool         // its result came this way
+	told   bool         // the follower has heard the first word
 }
 
 // carry gives targets to a tree, if there are enough of them, and answers those

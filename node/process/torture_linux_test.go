@@ -177,8 +177,9 @@ func TestTheWitnessSees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found := witness(t, marker); len(found) != 1 {
-		t.Errorf("found %q, want one process", found)
+	// Two, if the shell has just made the child that becomes sleep.
+	if found := witness(t, marker); len(found) == 0 {
+		t.Error("it does not see the process")
 	}
 	cancel()
 	p.Wait()

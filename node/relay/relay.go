@@ -386,7 +386,7 @@ func (u *upward) run(ctx context.Context, send func(*rpc.CarryUp) error) error {
 		return send(up)
 	}
 	for {
-		now := false
+		var now bool
 		select {
 		case <-ctx.Done():
 			return nil

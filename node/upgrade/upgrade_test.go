@@ -99,7 +99,6 @@ type host struct {
 	fetched  int
 	send     []byte
 	alone    func(context.Context) (func(), error)
-	restart  func()
 	signers  []fleet.PublicKey
 	released int
 	out      bytes.Buffer
